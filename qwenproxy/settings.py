@@ -1,0 +1,319 @@
+"""Django settings, all from the environment: the one place that reads it.
+
+`QWENPROXY_*`, `DATABASE_URL` and the upstream seeds are described in docs/configuration.md. A value
+that cannot be used stops the start with the variable's name. Every secret may come from a file named
+by `<VARIABLE>_FILE`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import dj_database_url
+from django.core.exceptions import ImproperlyConfigured
+
+from qwenproxy import __version__
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+_TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+
+
+def _text(name: str, default: str = "") -> str:
+    return os.environ.get(name, default).strip()
+
+
+def _bool(name: str, default: bool) -> bool:
+    value = _text(name).lower()
+    if not value:
+        return default
+    if value not in _TRUE | _FALSE:
+        raise ImproperlyConfigured(f"{name} must be true or false, not {value!r}")
+    return value in _TRUE
+
+
+def _number(name: str, default: float, *, minimum: float = 0) -> float:
+    value = _text(name)
+    if not value:
+        return default
+    try:
+        number = float(value)
+    except ValueError as exc:
+        raise ImproperlyConfigured(f"{name} must be a number, not {value!r}") from exc
+    if not minimum <= number < float("inf"):
+        raise ImproperlyConfigured(f"{name} must be at least {minimum:g}, not {value}")
+    return number
+
+
+def _whole(name: str, default: int, *, minimum: int = 0, maximum: int = 2**53) -> int:
+    number = _number(name, default, minimum=minimum)
+    if number != int(number) or number > maximum:
+        raise ImproperlyConfigured(
+            f"{name} must be a whole number up to {maximum}, not {_text(name)}"
+        )
+    return int(number)
+
+
+def _choice(name: str, default: str, choices: tuple[str, ...]) -> str:
+    value = _text(name) or default
+    if value not in choices:
+        raise ImproperlyConfigured(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    return value
+
+
+def _list(name: str) -> list[str]:
+    return [item.strip() for item in _text(name).split(",") if item.strip()]
+
+
+def _secret(name: str) -> str:
+    path = _text(f"{name}_FILE")
+    if not path:
+        return _text(name)
+    if _text(name):
+        raise ImproperlyConfigured(f"set {name} or {name}_FILE, not both")
+    try:
+        # A named file that cannot be read must not turn into "no secret".
+        return Path(path).read_text().strip()
+    except OSError as exc:
+        raise ImproperlyConfigured(f"{name}_FILE: {exc}") from exc
+
+
+def _url(name: str) -> str:
+    value = _text(name).rstrip("/")
+    if value and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).hostname):
+        raise ImproperlyConfigured(f"{name} must be an http(s) URL, not {value!r}")
+    return value
+
+
+DEBUG = _bool("QWENPROXY_DEBUG", False)
+HOST = _text("QWENPROXY_HOST", "127.0.0.1")
+PORT = _whole("QWENPROXY_PORT", 8100, maximum=65535)
+DATA_DIR = Path(_text("QWENPROXY_DATA_DIR") or BASE_DIR / "data").expanduser().absolute()
+PUBLIC_URL = _url("QWENPROXY_PUBLIC_URL")
+
+# --- database ---
+
+_database_url = _secret("DATABASE_URL")
+USES_SQLITE = not _database_url or _database_url.startswith("sqlite:")
+if _database_url and not _database_url.startswith(("sqlite:", "postgres:", "postgresql:")):
+    raise ImproperlyConfigured("DATABASE_URL must begin with postgres:// or sqlite://")
+try:
+    _database = dict(
+        dj_database_url.parse(
+            _database_url or f"sqlite:///{DATA_DIR / 'qwenproxy.sqlite3'}", conn_max_age=0
+        )
+    )
+except ValueError as exc:
+    raise ImproperlyConfigured(f"DATABASE_URL cannot be read: {exc}") from exc
+if USES_SQLITE:
+    _database["OPTIONS"] = {
+        "transaction_mode": "IMMEDIATE",
+        "timeout": 20,
+        # FULL: with group commit it costs what NORMAL costs, and survives power loss.
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;",
+    }
+DATABASES = {"default": _database}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+
+def _generated(name: str, file_name: str) -> str:
+    """Read a secret that SQLite installations make for themselves, once, mode 0600."""
+    path = DATA_DIR / file_name
+    DATA_DIR.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        value = path.read_text().strip()
+        if not value:
+            raise ImproperlyConfigured(
+                f"{path} is empty: restore it from a backup, or delete it"
+            ) from None
+        return value
+    value = secrets.token_urlsafe(48)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(value + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return value
+
+
+def _own_secret(name: str, file_name: str) -> str:
+    value = _secret(name)
+    if value or not USES_SQLITE:
+        return value
+    try:
+        return _generated(name, file_name)
+    except OSError as exc:
+        raise ImproperlyConfigured(
+            f"cannot keep secrets in QWENPROXY_DATA_DIR ({DATA_DIR}): {exc.strerror}; set {name}"
+        ) from exc
+
+
+# With PostgreSQL both must be set (checks.py says so); an empty SECRET_KEY stops Django by itself.
+SECRET_KEY = _own_secret("QWENPROXY_SECRET_KEY", "secret_key")
+ENCRYPTION_KEYS = [
+    key.strip()
+    for key in _own_secret("QWENPROXY_ENCRYPTION_KEYS", "encryption_keys").split(",")
+    if key.strip()
+]
+if any(len(key) < 32 for key in ENCRYPTION_KEYS):
+    raise ImproperlyConfigured("QWENPROXY_ENCRYPTION_KEYS: each key needs at least 32 characters")
+
+# --- first start ---
+
+FIRST_API_KEY = _secret("QWENPROXY_API_KEY")
+ADMIN_USER = _text("QWENPROXY_ADMIN_USER", "admin")
+ADMIN_PASSWORD = _secret("QWENPROXY_ADMIN_PASSWORD")
+SEED_QWEN = {
+    "base_url": _url("QWEN_BASE_URL"),
+    "cookies": _secret("QWEN_COOKIES"),
+    "token": _secret("QWEN_TOKEN"),
+    "user_agent": _text("QWEN_USER_AGENT"),
+}
+SEED_DASHSCOPE = {
+    "base_url": _url("DASHSCOPE_BASE_URL"),
+    "api_key": _secret("DASHSCOPE_API_KEY"),
+}
+SEED_OPENAI_COMPATIBLE = {
+    "base_url": _url("OPENAI_COMPATIBLE_BASE_URL"),
+    "api_key": _secret("OPENAI_COMPATIBLE_API_KEY"),
+}
+
+# --- the gateway ---
+
+QWEN_PARENT_RULE = _choice(
+    "QWENPROXY_QWEN_PARENT_RULE", "response_id", ("response_id", "parent_id")
+)
+MAX_BODY_BYTES = int(_number("QWENPROXY_MAX_BODY_MB", 32) * 2**20)
+SEND_BUFFER_BYTES = int(_number("QWENPROXY_SEND_BUFFER_MB", 16) * 2**20)
+SEND_TIMEOUT_S = _number("QWENPROXY_SEND_TIMEOUT_S", 120, minimum=0.1)
+TURN_TIMEOUT_S = _number("QWENPROXY_TURN_TIMEOUT_S", 1800, minimum=0.1)
+CONNECT_TIMEOUT_S = _number("QWENPROXY_CONNECT_TIMEOUT_S", 10, minimum=0.1)
+UPSTREAM_IDLE_TIMEOUT_S = _number("QWENPROXY_UPSTREAM_IDLE_TIMEOUT_S", 180, minimum=0.1)
+KEEP_ALIVE_S = _number("QWENPROXY_KEEP_ALIVE_S", 15, minimum=0.1)
+DRAIN_TIMEOUT_S = _number("QWENPROXY_DRAIN_TIMEOUT_S", 30)
+UPSTREAM_RETRIES = _whole("QWENPROXY_UPSTREAM_RETRIES", 2, maximum=10)
+# What a turn does when its client leaves; empty: finish on the web upstream, cancel elsewhere.
+ON_CLIENT_LEFT = _text("QWENPROXY_ON_CLIENT_LEFT")
+if ON_CLIENT_LEFT not in ("", "finish", "cancel"):
+    raise ImproperlyConfigured("QWENPROXY_ON_CLIENT_LEFT must be finish or cancel")
+DEFAULT_MODEL = _text("QWENPROXY_DEFAULT_MODEL")
+MODELS_TTL_S = _number("QWENPROXY_MODELS_TTL_S", 300, minimum=1)
+SESSION_TTL_H = _number("QWENPROXY_SESSION_TTL_H", 24)
+RECORDER_QUEUE_TURNS = _whole("QWENPROXY_RECORDER_QUEUE_TURNS", 2048, minimum=1)
+RECORDER_DEADLINE_S = _number("QWENPROXY_RECORDER_DEADLINE_S", 15)
+METRICS_OPEN = _bool("QWENPROXY_METRICS_OPEN", False)
+CORS_ORIGINS = _list("QWENPROXY_CORS_ORIGINS") or ["*"]
+DISCOVER_UPSTREAMS = _bool("QWENPROXY_DISCOVER", True)
+
+
+def _aliases() -> list[tuple[str, str]]:
+    pairs = []
+    for item in _list("QWENPROXY_MODEL_ALIASES") or ["gpt-*=", "claude-*=", "o1*=", "o3*=", "o4*="]:
+        pattern, separator, target = item.partition("=")
+        if not separator or not pattern.strip():
+            raise ImproperlyConfigured(
+                f"QWENPROXY_MODEL_ALIASES: {item!r} is not pattern=model (an empty model is the default)"
+            )
+        pairs.append((pattern.strip(), target.strip()))
+    return pairs
+
+
+# Shell-style pattern -> model id; an empty id stands for the default model.
+MODEL_ALIASES = _aliases()
+
+# --- Django ---
+
+ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", *_list("QWENPROXY_ALLOWED_HOSTS")]
+if HOST not in ("0.0.0.0", "::", ""):  # noqa: S104  # compared, not bound
+    ALLOWED_HOSTS.append(f"[{HOST}]" if ":" in HOST else HOST)
+if PUBLIC_URL:
+    ALLOWED_HOSTS.append(urlsplit(PUBLIC_URL).hostname or "")
+    CSRF_TRUSTED_ORIGINS = ["{0.scheme}://{0.netloc}".format(urlsplit(PUBLIC_URL))]
+if PUBLIC_URL.startswith("https:"):
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
+    SECURE_HSTS_SECONDS = 3600
+
+INSTALLED_APPS = [
+    "qwenproxy.apps.GatewayConfig",
+    "qwenproxy.apps.GatewayAdminConfig",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "ninja",
+    "qwenproxy.access.apps.AccessConfig",
+    "qwenproxy.schema.apps.SchemaConfig",
+    "sessions_app.apps.SessionsAppConfig",
+    "requests_app.apps.RequestsAppConfig",
+]
+# For the admin alone: /v1 runs on asgi_handler with an empty middleware list.
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "qwenproxy.urls"
+ASGI_APPLICATION = "qwenproxy.asgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "qwenproxy" / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+LANGUAGE_CODE = "en-us"
+USE_TZ = True
+TIME_ZONE = "UTC"
+STATIC_URL = "static/"
+STATICFILES_DIRS = [BASE_DIR / "qwenproxy" / "static"]
+# Served from the packages themselves: there is no collectstatic step to forget.
+WHITENOISE_USE_FINDERS = True
+WHITENOISE_AUTOREFRESH = False
+APPEND_SLASH = True
+X_FRAME_OPTIONS = "DENY"
+SESSION_COOKIE_NAME = "qwenproxy_session"
+DATA_UPLOAD_MAX_MEMORY_SIZE = max(MAX_BODY_BYTES, 2**20)
+VERSION = __version__
+
+LOG_FORMAT = _choice("QWENPROXY_LOG_FORMAT", "text", ("text", "json"))
+LOG_LEVEL = _choice("QWENPROXY_LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "text": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"},
+        "json": {"()": "qwenproxy.logs.JSONFormatter"},
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT}},
+    "root": {"handlers": ["stderr"], "level": "WARNING"},
+    "loggers": {
+        name: {"handlers": ["stderr"], "level": LOG_LEVEL, "propagate": False}
+        for name in ("qwenproxy", "sessions_app", "requests_app")
+    },
+}

@@ -1,0 +1,237 @@
+"""What a model emits, in one form for every upstream and every client protocol.
+
+Each upstream decodes its bytes to these events; each client protocol encodes its bytes from them
+(m + n codecs). `Accumulator` adds events up to the whole answer; `pack` and `unpack` are the compact
+JSON form in which a running answer is kept until it is committed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from qwenproxy.wire import json
+from qwenproxy.wire.json import JSONObject, JSONValue
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What went upstream, for the record only: the body without its text, and the text."""
+
+    # The upstream's body; where its text was, the value is null.
+    request: JSONObject
+    # The text sent: the prompt of a web turn, the compact JSON of messages and tools elsewhere.
+    text: str
+    # Messages of the history before this index were not sent: the upstream's chat has them.
+    first_message: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The upstream accepted the turn and named it."""
+
+    response_id: str | None = None
+    # The ids below exist on the web upstream only.
+    chat_id: str | None = None
+    parent_id: str | None = None
+    # The model as the upstream names it, where it does.
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of a call: `id` and `name` come once, with the first piece; `arguments` is JSON text."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageReport:
+    """Token counts as the upstream reports them; a later report replaces an earlier one."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    reasoning_tokens: int | None = None
+    cached_tokens: int | None = None
+    # The upstream's own object, for the record.
+    raw: JSONValue = None
+
+
+@dataclass(frozen=True, slots=True)
+class RawText:
+    """Answer text as the model wrote it where tool calls were read from it; for the record only."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The answer is whole: `reason` is OpenAI's `finish_reason`."""
+
+    reason: str
+
+
+Event: TypeAlias = (
+    Sent | Started | TextDelta | ReasoningDelta | ToolCallDelta | UsageReport | RawText | Finished
+)
+
+
+@dataclass(slots=True)
+class ToolCall:
+    id: str
+    name: str
+    arguments: str = ""
+
+
+@dataclass(slots=True)
+class Accumulator:
+    """Adds events up to one answer; never fails on a valid event in any order."""
+
+    sent: Sent | None = None
+    started: Started = field(default_factory=Started)
+    usage: UsageReport | None = None
+    finish_reason: str | None = None
+    tool_calls: dict[int, ToolCall] = field(default_factory=dict)
+    _text: list[str] = field(default_factory=list)
+    _reasoning: list[str] = field(default_factory=list)
+    _raw: list[str] = field(default_factory=list)
+
+    def add(self, event: Event) -> None:
+        match event:
+            case TextDelta(text):
+                self._text.append(text)
+            case ReasoningDelta(text):
+                self._reasoning.append(text)
+            case ToolCallDelta():
+                self._add_tool_call(event)
+            case UsageReport():
+                self.usage = event
+            case Started():
+                self.started = event
+            case Sent():
+                self.sent = event
+            case RawText(text):
+                self._raw.append(text)
+            case Finished(reason):
+                self.finish_reason = reason
+
+    def _add_tool_call(self, delta: ToolCallDelta) -> None:
+        call = self.tool_calls.get(delta.index)
+        if call is None:
+            self.tool_calls[delta.index] = ToolCall(
+                delta.id or "", delta.name or "", delta.arguments
+            )
+            return
+        call.id = call.id or delta.id or ""
+        call.name = call.name or delta.name or ""
+        call.arguments += delta.arguments
+
+    @property
+    def text(self) -> str:
+        return "".join(self._text)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(self._reasoning)
+
+    @property
+    def raw_text(self) -> str:
+        return "".join(self._raw)
+
+    @property
+    def has_content(self) -> bool:
+        return any(self._text) or any(self._reasoning) or bool(self.tool_calls)
+
+    def message(self) -> JSONObject:
+        """The answer as a chat message without reasoning: `role`, `content`, `tool_calls`.
+
+        `content` is null where there are only tool calls, as OpenAI has it.
+        """
+        text = self.text
+        message: JSONObject = {"role": "assistant", "content": text}
+        if self.tool_calls:
+            message["content"] = text or None
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for _, call in sorted(self.tool_calls.items())
+            ]
+        return message
+
+
+def pack(events: Iterable[Event]) -> str:
+    """Write events as compact JSON text, runs of text joined: `[["t","Hello"],...]`.
+
+    `Sent` is left out: it is known when an answer is committed, and large.
+    """
+    packed: list[list[JSONValue]] = []
+    for event in events:
+        match event:
+            case Sent():
+                continue
+            case TextDelta(text):
+                row: list[JSONValue] = ["t", text]
+            case ReasoningDelta(text):
+                row = ["r", text]
+            case RawText(text):
+                row = ["w", text]
+            case ToolCallDelta():
+                row = ["c", event.index, event.id, event.name, event.arguments]
+            case Started():
+                row = ["s", event.response_id, event.chat_id, event.parent_id, event.model]
+            case UsageReport():
+                row = [
+                    "u",
+                    event.prompt_tokens,
+                    event.completion_tokens,
+                    event.total_tokens,
+                    event.reasoning_tokens,
+                    event.cached_tokens,
+                    event.raw,
+                ]
+            case Finished(reason):
+                row = ["f", reason]
+        if packed and len(row) == 2 and row[0] != "f" and packed[-1][0] == row[0]:
+            # Quadratic only within one second of one stream; `unpack` sees whole runs.
+            packed[-1][1] = f"{packed[-1][1]}{row[1]}"
+        elif packed and row[0] == "u" and packed[-1][0] == "u":
+            packed[-1] = row
+        else:
+            packed.append(row)
+    return json.dumps_text(packed)
+
+
+_UNPACK: dict[str, type[Event]] = {
+    "t": TextDelta,
+    "r": ReasoningDelta,
+    "w": RawText,
+    "c": ToolCallDelta,
+    "s": Started,
+    "u": UsageReport,
+    "f": Finished,
+}
+
+
+def unpack(text: str) -> list[Event]:
+    """Read what `pack` wrote."""
+    rows = json.loads_text(text)
+    assert isinstance(rows, list)
+    return [_UNPACK[row[0]](*row[1:]) for row in rows]  # type: ignore[index,call-overload,misc]  # our own form, written by pack

@@ -1,0 +1,70 @@
+"""JSON as it travels: orjson, and the standard library where orjson would change a value.
+
+What a client sends survives: integers of any length up to Python's limit of 4,300 digits, `1.0`, NUL,
+lone surrogates. orjson reads integers beyond 64 bits as floats and refuses lone surrogates; both cases
+take the slower road. NaN and Infinity are not JSON and are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TypeAlias
+
+import orjson
+
+JSONValue: TypeAlias = "str | int | float | bool | None | list[JSONValue] | dict[str, JSONValue]"
+JSONObject: TypeAlias = dict[str, JSONValue]
+
+_LONG_DIGITS = re.compile(rb"[0-9]{19}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+class JSONError(ValueError):
+    """The bytes are not JSON."""
+
+
+def _refuse_constant(name: str) -> JSONValue:
+    raise JSONError(f"{name} is not JSON")
+
+
+def loads(body: bytes) -> JSONValue:
+    """Parse UTF-8 JSON.
+
+    Raises:
+        JSONError: not JSON, not UTF-8, nested too deep, or a number too long.
+    """
+    if not _LONG_DIGITS.search(body):
+        try:
+            parsed: JSONValue = orjson.loads(body)
+        except orjson.JSONDecodeError as exc:
+            # A lone surrogate's escape is the one valid input that orjson refuses.
+            if not _SURROGATE_ESCAPE.search(body):
+                raise JSONError(str(exc)) from exc
+        else:
+            return parsed
+    try:
+        value: JSONValue = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as exc:
+        raise JSONError(str(exc)) from exc
+    return value
+
+
+def dumps(value: object, *, sort_keys: bool = False) -> bytes:
+    """Write compact UTF-8 JSON; lone surrogates become escapes, everything else is literal."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SORT_KEYS if sort_keys else None)
+    except TypeError:
+        # Integers beyond 64 bits and lone surrogates raise TypeError.
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=sort_keys)
+        return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode()
+
+
+def dumps_text(value: object) -> str:
+    """Write JSON as the text that database columns hold: no NUL, no lone surrogate, no escapes else."""
+    return dumps(value).decode()
+
+
+def loads_text(text: str) -> JSONValue:
+    return loads(text.encode())
