@@ -234,4 +234,4 @@ def unpack(text: str) -> list[Event]:
     """Read what `pack` wrote."""
     rows = json.loads_text(text)
     assert isinstance(rows, list)
-    return [_UNPACK[row[0]](*row[1:]) for row in rows]  # type: ignore[index,call-overload,misc]  # our own form, written by pack
+    return [_UNPACK[row[0]](*row[1:]) for row in rows]  # type: ignore[index,misc]  # our own form, written by pack
