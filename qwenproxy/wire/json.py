@@ -68,3 +68,8 @@ def dumps_text(value: object) -> str:
 
 def loads_text(text: str) -> JSONValue:
     return loads(text.encode())
+
+
+def plain(text: str) -> str:
+    """Make text fit a plain database column: NUL and lone surrogates become U+FFFD."""
+    return _SURROGATE.sub("\ufffd", text.replace("\x00", "\ufffd"))

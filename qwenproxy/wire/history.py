@@ -1,0 +1,161 @@
+"""The match form of messages and the hash chain that identifies a place in a conversation.
+
+A digest covers what a message means, not how its JSON is written: clients re-send history with other
+key orders, parts instead of a text, reasoning dropped, empty members added, and must still be found.
+Each digest includes its parent's; the chain starts from the API key's id, so that digests of two keys
+never meet. The first byte names the algorithm. Reasoning, names and cache markers are not covered:
+the record keeps the form that was seen first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+from qwenproxy.wire import json
+from qwenproxy.wire.json import JSONObject, JSONValue
+
+VERSION = b"\x01"
+# 184 bits: two different messages of one session never share one.
+_DIGEST_BYTES = 23
+_SYSTEM_ROLES = ("system", "developer")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One message of a line: `content` is what `encode_content` makes of it."""
+
+    digest: bytes
+    role: str
+    content: str
+
+
+def digest_of(*parts: bytes) -> bytes:
+    """Digest of bytes that are no message (system text, tools), in the same form."""
+    return VERSION + sha256(b"".join(parts)).digest()[:_DIGEST_BYTES]
+
+
+def root_digest(api_key_id: int) -> bytes:
+    """Where every line of one API key starts."""
+    return digest_of(b"key:%d" % api_key_id)
+
+
+def message_digest(parent: bytes, message: Mapping[str, JSONValue]) -> bytes:
+    return digest_of(parent, json.dumps(match_form(message), sort_keys=True))
+
+
+def match_form(message: Mapping[str, JSONValue]) -> list[JSONValue]:
+    """Reduce a chat message to what it means: `[role, text or parts, calls, tool_call_id]`."""
+    role = message.get("role")
+    content = _match_content(message.get("content"))
+    if role == "assistant" and isinstance(content, str):
+        content = content.strip()
+    form: list[JSONValue] = [role, content]
+    calls = _match_calls(message)
+    tool_call_id = message.get("tool_call_id")
+    if calls or tool_call_id:
+        form += [calls, tool_call_id]
+    return form
+
+
+def _match_content(content: JSONValue) -> JSONValue:
+    if content is None:
+        return ""
+    if not isinstance(content, list):
+        return content
+    texts: list[str] = []
+    parts: list[JSONValue] = []
+    for part in content:
+        if isinstance(part, dict) and part.get("type") in _TEXT_PARTS:
+            text = part.get("text")
+            texts.append(text if isinstance(text, str) else "")
+            parts.append(["text", texts[-1]])
+        else:
+            parts.append(_match_file(part))
+    return "".join(texts) if len(texts) == len(parts) else parts
+
+
+def _match_file(part: JSONValue) -> JSONValue:
+    if isinstance(part, dict):
+        part = {name: value for name, value in part.items() if name != "cache_control"}
+    return ["file", digest_of(json.dumps(part, sort_keys=True)).hex()]
+
+
+def _match_calls(message: Mapping[str, JSONValue]) -> list[JSONValue]:
+    calls = message.get("tool_calls")
+    forms: list[JSONValue] = []
+    if isinstance(calls, list):
+        for call in calls:
+            function = call.get("function") if isinstance(call, dict) else None
+            if isinstance(call, dict) and isinstance(function, dict):
+                forms.append(
+                    [call.get("id"), function.get("name"), _parsed(function.get("arguments"))]
+                )
+            else:
+                forms.append(call)
+    legacy = message.get("function_call")
+    if isinstance(legacy, dict):
+        forms.append([None, legacy.get("name"), _parsed(legacy.get("arguments"))])
+    return forms
+
+
+def _parsed(arguments: JSONValue) -> JSONValue:
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        return json.loads(arguments.encode())
+    except (json.JSONError, UnicodeEncodeError):
+        return arguments
+
+
+def split_system(
+    messages: Sequence[JSONObject],
+) -> tuple[Sequence[JSONObject], Sequence[JSONObject]]:
+    """Part the system messages at the head, which are stored as a blob, from the line below them."""
+    for index, message in enumerate(messages):
+        if message.get("role") not in _SYSTEM_ROLES:
+            return messages[:index], messages[index:]
+    return messages, []
+
+
+def chain(api_key_id: int, messages: Sequence[JSONObject]) -> list[Node]:
+    """Digest a line (without the system messages at its head), parents first."""
+    digest = root_digest(api_key_id)
+    nodes = []
+    for message in messages:
+        digest = message_digest(digest, message)
+        nodes.append(Node(digest, str(message["role"]), encode_content(message)))
+    return nodes
+
+
+def encode_content(message: Mapping[str, JSONValue]) -> str:
+    """Write a message for storage: all members but the role; a bare JSON text stands for `content`."""
+    if len(message) == 2 and isinstance(message.get("content"), str):
+        return json.dumps_text(message["content"])
+    return json.dumps_text({name: value for name, value in message.items() if name != "role"})
+
+
+def decode_content(role: str, content: str) -> JSONObject:
+    """Read what `encode_content` wrote."""
+    stored = json.loads_text(content)
+    if isinstance(stored, dict):
+        return {"role": role, **stored}
+    return {"role": role, "content": stored}
+
+
+def text_of(message: Mapping[str, JSONValue]) -> str:
+    """The text of a message, its text parts joined; empty where it has none."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    return "".join(
+        text
+        for part in content
+        if isinstance(part, dict)
+        and part.get("type") in _TEXT_PARTS
+        and isinstance(text := part.get("text"), str)
+    )

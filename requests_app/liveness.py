@@ -1,0 +1,77 @@
+"""Which serving processes are alive: each holds a lock that dies with it. No clock is asked.
+
+SQLite: `flock` on a file in the data directory, freed by the kernel with the process. PostgreSQL: a
+session advisory lock on the recorder's own connection, so that a process which lost its connection
+counts as gone until it has it back.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from qwenproxy.transaction import raw_connection
+
+
+def _advisory_key(worker_id: str) -> int:
+    return int.from_bytes(UUID(worker_id).bytes[:8], "big", signed=True)
+
+
+class WorkerLock:
+    """This process's own lock; used in the recorder's thread alone."""
+
+    def __init__(self, worker_id: str, directory: Path) -> None:
+        self.worker_id = worker_id
+        self.directory = directory
+        self._file: int | None = None
+        self._connection: Any = None
+
+    def hold(self) -> None:
+        """Take the lock, or take it again where the connection that held it is a new one."""
+        wrapper, raw = raw_connection()
+        if wrapper.vendor == "postgresql":
+            if raw is not self._connection:
+                raw.execute("SELECT pg_advisory_lock(%s)", [_advisory_key(self.worker_id)])
+                self._connection = raw
+        elif self._file is None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self._path(self.worker_id), os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def is_free(self, worker_id: str) -> bool:
+        """Whether another worker's lock is free: its process is gone."""
+        wrapper, raw = raw_connection()
+        if wrapper.vendor == "postgresql":
+            key = _advisory_key(worker_id)
+            taken = raw.execute("SELECT pg_try_advisory_lock(%s)", [key]).fetchone()[0]
+            if taken:
+                raw.execute("SELECT pg_advisory_unlock(%s)", [key])
+            return bool(taken)
+        try:
+            descriptor = os.open(self._path(worker_id), os.O_RDWR)
+        except FileNotFoundError:
+            return True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    def forget(self, worker_id: str) -> None:
+        """Remove what a dead worker's lock left behind."""
+        self._path(worker_id).unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Give the lock back; closing the connection does it on PostgreSQL."""
+        if self._file is not None:
+            self.forget(self.worker_id)
+            os.close(self._file)
+            self._file = None
+
+    def _path(self, worker_id: str) -> Path:
+        return self.directory / f"{UUID(worker_id)}.lock"

@@ -1,0 +1,444 @@
+"""The SQL of the record: one transaction for many turns.
+
+Rows of a batch refer to each other by natural key ((session, digest), request_id, response_id), so
+that nothing waits for an id. A message below another is inserted *from* its parent's row: a parent
+deleted meanwhile is noticed by the count of rows, and `Vanished` asks for the turn to be resolved
+again. Conflicts name their columns: `OR IGNORE` would swallow NOT NULL and CHECK violations on SQLite.
+Rows go in sorted by session, then position: unsorted, 55 of 180 overlapping batches deadlocked on
+PostgreSQL; sorted, none.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db.models import Model
+
+from qwenproxy.access.models import UpstreamAccount
+from qwenproxy.transaction import Transaction
+from qwenproxy.wire.events import Event, pack
+from qwenproxy.wire.history import Node
+from requests_app.models import Blob, Partial, Request, Response
+from sessions_app.models import Message, Session, UpstreamChat
+from sessions_app.resolver import Match, Resolution, explicit_session_id, resolve
+
+
+class Vanished(Exception):
+    """Rows that a turn builds on were deleted between its resolution and its insertion."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlobText:
+    digest: bytes
+    kind: str
+    body: str
+
+
+@dataclass(slots=True)
+class Opening:
+    """A turn as it arrives; texts are fit for their columns (`wire.json.plain`)."""
+
+    api_key_id: int
+    user_id: str | None
+    external_id: str | None
+    request_id: str
+    response_id: str
+    dialect: str
+    method: str
+    path: str
+    model: str
+    stream: bool
+    user_agent: str
+    title: str
+    # Compact JSON: the body without messages and tools.
+    parameters: str
+    system: BlobText | None
+    tools: BlobText | None
+    context_digest: bytes
+    line: Sequence[Node]
+    created_at: datetime
+    session_ttl: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A turn on record, in progress."""
+
+    session_id: str
+    resolution: Resolution
+
+    @property
+    def match(self) -> Match:
+        return self.resolution.match
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRow:
+    """The upstream chat that an answer was given in."""
+
+    chat_id: str
+    account_id: int
+    model: str
+    context_digest: bytes
+
+
+@dataclass(slots=True)
+class Closing:
+    """How a turn ended, in the columns of `Response` and `Request` (see their comments)."""
+
+    session_id: str
+    request_id: str
+    response_id: str
+    # Null where nothing arrived; `parent` is the digest of the prompt, null below system text alone.
+    reply: Node | None
+    parent: bytes | None
+    dialect: str
+    position: int
+    status: str
+    finish_reason: str
+    http_status: int
+    completed_at: datetime
+    session_ttl: timedelta
+    duration_ms: int | None
+    ttft_ms: int | None = None
+    error_type: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    client_left: bool = False
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    reasoning_tokens: int | None = None
+    cached_tokens: int | None = None
+    usage_source: str = ""
+    upstream_response: str = ""
+    reasoning: str = ""
+    upstream: str = ""
+    account_id: int | None = None
+    attempts: str = "[]"
+    upstream_request: str = ""
+    upstream_text_digest: bytes | None = None
+    chat: ChatRow | None = None
+    upstream_id: str | None = None
+    upstream_parent_id: str | None = None
+    has_partials: bool = False
+
+
+@dataclass(slots=True)
+class PartialRows:
+    """What running answers brought since the last time: (response_id, seq, events)."""
+
+    rows: list[tuple[str, int, Sequence[Event]]] = field(default_factory=list)
+
+
+def _table(model: type[Model]) -> str:
+    return model._meta.db_table
+
+
+def _columns(model: type[Model], names: Iterable[str]) -> str:
+    """Column names of model fields: a field that is renamed breaks here, at import."""
+    columns = {field.name: field.column for field in model._meta.concrete_fields}
+    return ", ".join(str(columns[name]) for name in names)
+
+
+_MARK = "%s"
+_SESSION_FIELDS = (
+    "id", "api_key", "user_id", "external_id", "title", "message_count", "request_count",
+    "context_digest", "created_at", "last_accessed", "expires_at",
+)  # fmt: skip
+_SESSION_UPSERT = f"""
+INSERT INTO {_table(Session)} ({_columns(Session, _SESSION_FIELDS)})
+VALUES ({", ".join([_MARK] * len(_SESSION_FIELDS))})
+ON CONFLICT (id) DO UPDATE SET last_accessed = excluded.last_accessed,
+ expires_at = excluded.expires_at, context_digest = excluded.context_digest,
+ request_count = {_table(Session)}.request_count + 1
+"""
+
+_MESSAGE_FIELDS = ("session", "digest", "role", "content", "dialect", "position", "given")
+_MESSAGE_COLUMNS = _columns(Message, (*_MESSAGE_FIELDS, "created_at", "parent"))
+_MESSAGE_VALUES = ", ".join([_MARK] * (len(_MESSAGE_FIELDS) + 1))
+_MESSAGE_FIRST = f"""
+INSERT INTO {_table(Message)} ({_MESSAGE_COLUMNS}) VALUES ({_MESSAGE_VALUES}, NULL)
+ON CONFLICT (session_id, digest) DO NOTHING
+"""
+_MESSAGE_BELOW = f"""
+INSERT INTO {_table(Message)} ({_MESSAGE_COLUMNS}) SELECT {_MESSAGE_VALUES}, p.id
+FROM {_table(Message)} p WHERE p.session_id = %s AND p.digest = %s
+ON CONFLICT (session_id, digest) DO NOTHING
+"""
+
+_REPLY_FIELDS = ("upstream_chat", "upstream_id", "upstream_parent_id")
+_REPLY_COLUMNS = f"{_MESSAGE_COLUMNS}, {_columns(Message, _REPLY_FIELDS)}"
+_CHAT_OF_REPLY = f"(SELECT id FROM {_table(UpstreamChat)} WHERE account_id = %s AND chat_id = %s)"
+_REPLY_UPSERT = """
+ON CONFLICT (session_id, digest) DO UPDATE SET given = excluded.given,
+ upstream_chat_id = excluded.upstream_chat_id, upstream_id = excluded.upstream_id,
+ upstream_parent_id = excluded.upstream_parent_id
+"""
+_REPLY_BELOW = f"""
+INSERT INTO {_table(Message)} ({_REPLY_COLUMNS})
+SELECT {_MESSAGE_VALUES}, p.id, {_CHAT_OF_REPLY}, %s, %s
+FROM {_table(Message)} p WHERE p.session_id = %s AND p.digest = %s {_REPLY_UPSERT}
+"""
+_REPLY_FIRST = f"""
+INSERT INTO {_table(Message)} ({_REPLY_COLUMNS})
+SELECT {_MESSAGE_VALUES}, NULL, {_CHAT_OF_REPLY}, %s, %s
+FROM {_table(Session)} s WHERE s.id = %s {_REPLY_UPSERT}
+"""
+
+_BLOB_FIELDS = ("api_key", "digest", "kind", "body")
+_BLOB_INSERT = f"""
+INSERT INTO {_table(Blob)} ({_columns(Blob, _BLOB_FIELDS)})
+VALUES ({", ".join([_MARK] * len(_BLOB_FIELDS))}) ON CONFLICT (api_key_id, digest) DO NOTHING
+"""
+
+_REQUEST_FIELDS = (
+    "request_id", "session", "api_key", "parameters", "dialect", "method", "path", "model",
+    "stream", "user_agent", "match", "upstream", "attempts", "upstream_request", "created_at",
+)  # fmt: skip
+_REQUEST_INSERT = f"""
+INSERT INTO {_table(Request)}
+ ({_columns(Request, (*_REQUEST_FIELDS, "prompt", "system", "tools"))})
+SELECT {", ".join([_MARK] * len(_REQUEST_FIELDS))}, m.id, bs.id, bt.id
+FROM {_table(Session)} s
+LEFT JOIN {_table(Message)} m ON m.session_id = s.id AND m.digest = %s
+LEFT JOIN {_table(Blob)} bs ON bs.api_key_id = s.api_key_id AND bs.digest = %s
+LEFT JOIN {_table(Blob)} bt ON bt.api_key_id = s.api_key_id AND bt.digest = %s
+WHERE s.id = %s AND (m.id IS NOT NULL) = %s AND (bs.id IS NOT NULL) = %s
+ AND (bt.id IS NOT NULL) = %s
+"""
+
+_RESPONSE_FIELDS = (
+    "response_id", "session", "api_key", "worker", "status", "client_left", "prompt_tokens",
+    "completion_tokens", "total_tokens", "usage_source", "upstream_response", "reasoning",
+    "created_at",
+)  # fmt: skip
+_RESPONSE_INSERT = f"""
+INSERT INTO {_table(Response)} ({_columns(Response, (*_RESPONSE_FIELDS, "request"))})
+SELECT {", ".join([_MARK] * len(_RESPONSE_FIELDS))}, r.id
+FROM {_table(Request)} r WHERE r.request_id = %s
+"""
+
+_CHAT_FIELDS = ("chat_id", "model", "context_digest", "created_at")
+_CHAT_INSERT = f"""
+INSERT INTO {_table(UpstreamChat)} ({_columns(UpstreamChat, (*_CHAT_FIELDS, "session", "account"))})
+SELECT {", ".join([_MARK] * len(_CHAT_FIELDS))}, s.id, a.id
+FROM {_table(Session)} s, {_table(UpstreamAccount)} a WHERE s.id = %s AND a.id = %s
+ON CONFLICT (account_id, chat_id) DO NOTHING
+"""
+
+_CLOSED_FIELDS = (
+    "status", "finish_reason", "error_type", "error_code", "error_message", "http_status",
+    "client_left", "prompt_tokens", "completion_tokens", "total_tokens", "reasoning_tokens",
+    "cached_tokens", "usage_source", "upstream_response", "reasoning", "ttft_ms", "duration_ms",
+    "completed_at",
+)  # fmt: skip
+_RESPONSE_CLOSE = f"""
+UPDATE {_table(Response)} SET {", ".join(f"{name} = %s" for name in _CLOSED_FIELDS)},
+ worker_id = NULL,
+ reply_id = (SELECT id FROM {_table(Message)} WHERE session_id = %s AND digest = %s)
+WHERE response_id = %s
+"""
+_REQUEST_CLOSE = f"""
+UPDATE {_table(Request)} SET upstream = %s, attempts = %s, upstream_request = %s,
+ upstream_text_digest = %s,
+ account_id = (SELECT id FROM {_table(UpstreamAccount)} WHERE id = %s)
+WHERE request_id = %s
+"""
+_SESSION_ANSWERED = f"""
+UPDATE {_table(Session)} SET message_count = %s, last_accessed = %s, expires_at = %s,
+ last_reply_id = (SELECT id FROM {_table(Message)} WHERE session_id = %s AND digest = %s)
+WHERE id = %s
+"""
+_PARTIAL_INSERT = f"""
+INSERT INTO {_table(Partial)} ({_columns(Partial, ("seq", "events", "response"))})
+SELECT %s, %s, r.id FROM {_table(Response)} r WHERE r.response_id = %s AND r.status = 'in_progress'
+ON CONFLICT (response_id, seq) DO NOTHING
+"""
+_PARTIAL_DELETE = f"""
+DELETE FROM {_table(Partial)}
+WHERE response_id = (SELECT id FROM {_table(Response)} WHERE response_id = %s)
+"""
+
+
+def open_turns(tx: Transaction, turns: Sequence[Opening], *, worker_id: str) -> list[Opened]:
+    """Resolve turns and write them as in progress.
+
+    Raises:
+        Vanished: rows that a turn builds on are gone; resolving again finds the new state.
+    """
+    # Sessions named by clients are locked by the upsert below in this order on every process.
+    opened = [Opened(r.session_id, r) for r in [_resolve(tx, turn) for turn in turns]]
+    order = sorted(range(len(turns)), key=lambda i: opened[i].session_id)
+    pairs = [(turns[i], opened[i]) for i in order]
+    tx.executemany(_SESSION_UPSERT, [_session_row(tx, turn, o) for turn, o in pairs])
+    _insert_blobs(tx, turns)
+    _insert_lines(tx, pairs)
+    count = tx.executemany(_REQUEST_INSERT, [_request_row(tx, turn, o) for turn, o in pairs])
+    if count != len(turns):
+        raise Vanished
+    tx.executemany(
+        _RESPONSE_INSERT,
+        [
+            (turn.response_id, o.session_id, turn.api_key_id, worker_id, "in_progress", False,
+             0, 0, 0, "", "", "", tx.time(turn.created_at), turn.request_id)
+            for turn, o in pairs
+        ],
+    )  # fmt: skip
+    return opened
+
+
+def _resolve(tx: Transaction, turn: Opening) -> Resolution:
+    return resolve(
+        tx,
+        turn.line,
+        api_key_id=turn.api_key_id,
+        user_id=turn.user_id,
+        external_id=turn.external_id,
+        context_digest=turn.context_digest,
+        now=turn.created_at,
+        new_id=str(uuid.uuid4()),
+    )
+
+
+def _session_row(tx: Transaction, turn: Opening, opened: Opened) -> Sequence[Any]:
+    now = tx.time(turn.created_at)
+    external_id = turn.external_id
+    if external_id is not None and opened.session_id != explicit_session_id(
+        turn.api_key_id, external_id
+    ):
+        external_id = None
+    return (
+        opened.session_id, turn.api_key_id, turn.user_id, external_id, turn.title, 0, 1,
+        turn.context_digest, now, now, tx.time(turn.created_at + turn.session_ttl),
+    )  # fmt: skip
+
+
+def _insert_blobs(tx: Transaction, turns: Sequence[Opening]) -> None:
+    blobs = {
+        (turn.api_key_id, blob.digest): blob
+        for turn in turns
+        for blob in (turn.system, turn.tools)
+        if blob is not None
+    }
+    if blobs:
+        rows = [
+            (key_id, b.digest, b.kind, b.body)
+            for (key_id, _), b in sorted(blobs.items(), key=lambda item: item[0])
+        ]
+        tx.executemany(_BLOB_INSERT, rows)
+
+
+def _insert_lines(tx: Transaction, pairs: Sequence[tuple[Opening, Opened]]) -> None:
+    """Insert what each line has new, all first messages, then the rest from its parents down."""
+    first, below = [], []
+    for turn, opened in pairs:
+        now = tx.time(turn.created_at)
+        for position in range(opened.resolution.stored, len(turn.line)):
+            node = turn.line[position]
+            row = (
+                opened.session_id, node.digest, node.role, node.content, turn.dialect, position,
+                False, now,
+            )  # fmt: skip
+            if position == 0:
+                first.append(row)
+            else:
+                below.append((*row, opened.session_id, turn.line[position - 1].digest))
+    if first:
+        tx.executemany(_MESSAGE_FIRST, first)
+    if below:
+        below.sort(key=lambda row: (row[0], row[5]))
+        tx.executemany(_MESSAGE_BELOW, below)
+
+
+def _request_row(tx: Transaction, turn: Opening, opened: Opened) -> Sequence[Any]:
+    digests = (
+        turn.line[-1].digest if turn.line else None,
+        turn.system.digest if turn.system else None,
+        turn.tools.digest if turn.tools else None,
+    )
+    return (
+        turn.request_id, opened.session_id, turn.api_key_id, turn.parameters, turn.dialect,
+        turn.method, turn.path, turn.model, turn.stream, turn.user_agent, opened.match, "", "[]",
+        "", tx.time(turn.created_at), *digests, opened.session_id,
+        *(digest is not None for digest in digests),
+    )  # fmt: skip
+
+
+def close_turns(tx: Transaction, turns: Sequence[Closing]) -> int:
+    """Write how turns ended; return how many could not be, their session being deleted meanwhile."""
+    turns = sorted(turns, key=lambda turn: (turn.session_id, turn.position))
+    chats = [turn for turn in turns if turn.chat is not None]
+    if chats:
+        tx.executemany(_CHAT_INSERT, [_chat_row(tx, turn) for turn in chats])
+    replies = [turn for turn in turns if turn.reply is not None]
+    for sql, below in ((_REPLY_FIRST, False), (_REPLY_BELOW, True)):
+        rows = [_reply_row(tx, t) for t in replies if (t.parent is not None) == below]
+        if rows:
+            tx.executemany(sql, rows)
+    written = tx.executemany(_RESPONSE_CLOSE, [_response_row(tx, turn) for turn in turns])
+    tx.executemany(_REQUEST_CLOSE, [_request_close_row(turn) for turn in turns])
+    if replies:
+        tx.executemany(_SESSION_ANSWERED, [_answered_row(tx, turn) for turn in replies])
+    partials = [(turn.response_id,) for turn in turns if turn.has_partials]
+    if partials:
+        tx.executemany(_PARTIAL_DELETE, partials)
+    return len(turns) - written
+
+
+def _chat_row(tx: Transaction, turn: Closing) -> Sequence[Any]:
+    chat = turn.chat
+    assert chat is not None
+    return (
+        chat.chat_id, chat.model, chat.context_digest, tx.time(turn.completed_at),
+        turn.session_id, chat.account_id,
+    )  # fmt: skip
+
+
+def _reply_row(tx: Transaction, turn: Closing) -> Sequence[Any]:
+    reply, chat = turn.reply, turn.chat
+    assert reply is not None
+    row = (
+        turn.session_id, reply.digest, reply.role, reply.content, turn.dialect, turn.position, True,
+        tx.time(turn.completed_at), chat.account_id if chat else None,
+        chat.chat_id if chat else None, turn.upstream_id, turn.upstream_parent_id,
+        turn.session_id,
+    )  # fmt: skip
+    return row if turn.parent is None else (*row, turn.parent)
+
+
+def _response_row(tx: Transaction, turn: Closing) -> Sequence[Any]:
+    return (
+        turn.status, turn.finish_reason, turn.error_type, turn.error_code, turn.error_message,
+        turn.http_status, turn.client_left, turn.prompt_tokens, turn.completion_tokens,
+        turn.total_tokens, turn.reasoning_tokens, turn.cached_tokens, turn.usage_source,
+        turn.upstream_response, turn.reasoning, turn.ttft_ms, turn.duration_ms,
+        tx.time(turn.completed_at), turn.session_id,
+        turn.reply.digest if turn.reply else None, turn.response_id,
+    )  # fmt: skip
+
+
+def _request_close_row(turn: Closing) -> Sequence[Any]:
+    return (
+        turn.upstream, turn.attempts, turn.upstream_request, turn.upstream_text_digest,
+        turn.account_id, turn.request_id,
+    )  # fmt: skip
+
+
+def _answered_row(tx: Transaction, turn: Closing) -> Sequence[Any]:
+    assert turn.reply is not None
+    return (
+        turn.position + 1, tx.time(turn.completed_at),
+        tx.time(turn.completed_at + turn.session_ttl), turn.session_id, turn.reply.digest,
+        turn.session_id,
+    )  # fmt: skip
+
+
+def append_partials(tx: Transaction, partials: PartialRows) -> None:
+    rows = [(seq, pack(events), response_id) for response_id, seq, events in partials.rows]
+    if rows:
+        tx.executemany(_PARTIAL_INSERT, rows)
