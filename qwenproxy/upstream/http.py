@@ -1,0 +1,290 @@
+"""HTTP to upstreams: the one client of the process, requests made by hand, one mapping of its errors.
+
+httpx's interface on aiohttp's transport (its own costs 9 to 40 times as much under concurrency). The
+client keeps no cookies and follows no redirects: an account sends exactly the headers it holds. What
+went wrong below is read from the causes, because the transport's own mapping calls every connection
+failure `ConnectTimeout`. Nothing is retried here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from email.utils import parsedate_to_datetime
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Literal
+from urllib.request import getproxies
+
+import aiohttp
+import httpx
+from django.conf import settings
+from httpx_aiohttp import AiohttpTransport
+
+from qwenproxy.errors import (
+    UpstreamAuthExpired,
+    UpstreamError,
+    UpstreamProtocolError,
+    UpstreamTimeout,
+)
+
+# Below the 5 s after which uvicorn (so vLLM, SGLang) closes an idle connection: a POST must not be
+# written to a connection that its server is about to close.
+KEEP_ALIVE_EXPIRY_S = 4.0
+# Chinese titles in `Set-Cookie` and signed URLs pass aiohttp's 8,190 bytes.
+MAX_HEADER_BYTES = 65_536
+MAX_ERROR_BODY_BYTES = 65_536
+MAX_JSON_BODY_BYTES = 64 * 2**20
+# After an answer's end mark the response's own end comes at once, or its connection is given up.
+DRAIN_TIMEOUT_S = 0.1
+# Model lists are small; a server that needs longer counts as down.
+LIST_TIMEOUT_S = 15.0
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def open_client() -> httpx.AsyncClient:
+    """Make the process's client; call it once, on the running loop, and `aclose()` it at shutdown."""
+    tls = httpx.create_ssl_context()
+
+    def open_session() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            # No limit: a turn holds its connection for minutes and must not wait for another's.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_EXPIRY_S, ssl=tls),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            max_line_size=MAX_HEADER_BYTES,
+            max_field_size=MAX_HEADER_BYTES,
+        )
+
+    def transport(proxy_url: str | None) -> AiohttpTransport:
+        proxy = httpx.Proxy(proxy_url) if proxy_url else None
+        return AiohttpTransport(verify=tls, proxy=proxy, client=open_session)
+
+    return httpx.AsyncClient(
+        transport=transport(None),
+        mounts={
+            pattern: transport(proxy_url) if proxy_url else None
+            for pattern, proxy_url in _proxy_routes(getproxies()).items()
+        },
+        # Connecting has its own limit within that of getting a connection at all (`pool`).
+        timeout=httpx.Timeout(
+            connect=settings.CONNECT_TIMEOUT_S,
+            pool=settings.CONNECT_TIMEOUT_S,
+            read=settings.UPSTREAM_IDLE_TIMEOUT_S,
+            write=settings.UPSTREAM_IDLE_TIMEOUT_S,
+        ),
+        headers={"user-agent": f"qwenproxy/{settings.VERSION}"},
+        follow_redirects=False,
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+    )
+
+
+def _proxy_routes(proxies: Mapping[str, str]) -> dict[str, str | None]:
+    """Mount patterns for the proxies of the environment; null goes direct, as loopback always does."""
+    bypassed = [host.strip() for host in proxies.get("no", "").split(",") if host.strip()]
+    routes: dict[str, str | None] = {
+        f"{scheme}://": url if "://" in url else f"http://{url}"
+        for scheme in ("http", "https", "all")
+        if (url := proxies.get(scheme))
+    }
+    if not routes or "*" in bypassed:
+        return {}
+    for host in ("localhost", "127.0.0.1", "::1", *bypassed):
+        routes[_direct_pattern(host)] = None
+    return routes
+
+
+def _direct_pattern(host: str) -> str:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        # httpx: `*example.com` is the domain and all below it.
+        return f"all://{host}" if host == "localhost" else f"all://*{host}"
+    return f"all://[{address}]" if address.version == 6 else f"all://{address}"
+
+
+def checked_headers(headers: Mapping[str, str], *, account_name: str) -> httpx.Headers:
+    """Make headers that can be sent: ends stripped, empty ones left out, UTF-8.
+
+    Raises:
+        UpstreamAuthExpired: a name or value that no HTTP message can hold (a bad paste).
+    """
+    sent = {name: value.strip() for name, value in headers.items() if value.strip()}
+    for name, value in sent.items():
+        if _CONTROL.search(value) or not _NAME.fullmatch(name):
+            raise UpstreamAuthExpired(
+                f"The header {name!r} of upstream account {account_name} cannot be sent:"
+                " it holds a control character or line break. Paste it again."
+            )
+    return httpx.Headers(sent, encoding="utf-8")
+
+
+def new_request(
+    client: httpx.AsyncClient,
+    method: str,
+    url: str,
+    *,
+    headers: httpx.Headers,
+    account_name: str,
+    content: bytes = b"",
+    max_idle_s: float | None = None,
+) -> httpx.Request:
+    """Make a request without the client's merging of headers, cookies and parameters.
+
+    `max_idle_s` shortens the client's longest time without a byte.
+
+    Raises:
+        UpstreamError: the URL cannot be used.
+    """
+    timeout = client.timeout.as_dict()
+    if max_idle_s is not None:
+        timeout["read"] = min(max_idle_s, timeout["read"] or max_idle_s)
+    with map_httpx_errors(account_name):
+        request = httpx.Request(
+            method, url, headers=headers, content=content, extensions={"timeout": timeout}
+        )
+    if "user-agent" not in request.headers:
+        request.headers["user-agent"] = client.headers["user-agent"]
+    # What httpx decodes without optional packages; an undecoded body would look like garbage.
+    request.headers["accept-encoding"] = "gzip, deflate"
+    return request
+
+
+@asynccontextmanager
+async def open_response(
+    client: httpx.AsyncClient, request: httpx.Request, *, account_name: str
+) -> AsyncIterator[httpx.Response]:
+    """Send a request and give its response with the body still to be read; closes it at the end.
+
+    Raises:
+        UpstreamError: its family, for everything that happens on the wire inside the block.
+    """
+    with map_httpx_errors(account_name):
+        response = await client.send(request, stream=True, auth=None)
+        try:
+            yield response
+        finally:
+            await response.aclose()
+
+
+async def read_body(response: httpx.Response, *, max_bytes: int) -> bytes:
+    """Read the body up to a limit; what comes after it is not read."""
+    async with aclosing(body_chunks(response)) as chunks:
+        return await collect(b"", chunks, max_bytes=max_bytes)
+
+
+async def body_chunks(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """Yield the decoded body, one network read at a time."""
+    async for chunk in response.aiter_bytes():
+        yield chunk
+
+
+async def collect(first: bytes, chunks: AsyncIterator[bytes], *, max_bytes: int) -> bytes:
+    """Join `first` and the chunks after it; reads no further once `max_bytes` is passed."""
+    parts, size = [first], len(first)
+    while size <= max_bytes:
+        chunk = await anext(chunks, None)
+        if chunk is None:
+            break
+        parts.append(chunk)
+        size += len(chunk)
+    return b"".join(parts)
+
+
+async def sniff(chunks: AsyncIterator[bytes]) -> tuple[bytes, Literal["json", "html", "stream"]]:
+    """Read up to the first byte that is not blank, and tell from it what the body is.
+
+    Content types lie (`text/plain` for streams, JSON errors as streams); the first byte does not: no
+    line of a stream begins with `{`, `[` or `<`.
+    """
+    first = b""
+    async for chunk in chunks:
+        first += chunk
+        match first.lstrip()[:1]:
+            case b"":
+                continue
+            case b"{" | b"[":
+                return first, "json"
+            case b"<":
+                return first, "html"
+        break
+    return first, "stream"
+
+
+async def drain(chunks: AsyncIterator[bytes]) -> None:
+    """Take the response's end after the answer's end mark, so that its connection serves again."""
+    with suppress(httpx.HTTPError, aiohttp.ClientError, TimeoutError):
+        async with asyncio.timeout(DRAIN_TIMEOUT_S):
+            await anext(chunks, None)
+
+
+def retry_after_s(headers: httpx.Headers) -> float | None:
+    """Read `retry-after-ms` or `Retry-After` (seconds or a date); null where it says nothing usable."""
+    for name, factor in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        value = headers.get(name, "").strip()
+        try:
+            seconds = float(value) * factor
+        except ValueError:
+            continue
+        if 0 <= seconds < float("inf"):
+            return seconds
+    try:
+        date = parsedate_to_datetime(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return max(0.0, date.timestamp() - time.time())
+
+
+@contextmanager
+def map_httpx_errors(account_name: str) -> Iterator[None]:
+    """Turn what the HTTP layers raise into the `UpstreamError` family.
+
+    Messages are for clients and name neither hosts nor addresses; `body` keeps the full text.
+    """
+    try:
+        yield
+    except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError) as exc:
+        raise _mapped(exc, f"Upstream account {account_name}") from exc
+
+
+def _mapped(exc: Exception, who: str) -> UpstreamError:
+    if isinstance(exc, httpx.UnsupportedProtocol | httpx.InvalidURL | aiohttp.InvalidURL):
+        return UpstreamError(f"{who} has a base URL that cannot be used.", body=str(exc))
+    # The transport's class is right for reads only; its cause says what happened.
+    cause = exc.__cause__ if isinstance(exc, httpx.TransportError) else exc
+    match cause:
+        case aiohttp.SocketTimeoutError():
+            return UpstreamTimeout(f"{who} sent nothing for too long.", body=str(cause))
+        case aiohttp.ServerTimeoutError():
+            return UpstreamTimeout(f"{who} did not accept a connection in time.", body=str(cause))
+        case aiohttp.ClientConnectorError():
+            return UpstreamError(
+                f"{who} cannot be reached: {_plain_reason(cause)}.", body=str(cause)
+            )
+        case aiohttp.ClientConnectionError():
+            return UpstreamError(f"{who} closed the connection without an answer.", body=str(cause))
+        case aiohttp.ClientPayloadError():
+            return UpstreamError(f"{who} broke off in the middle of its answer.", body=str(cause))
+        case aiohttp.ClientHttpProxyError():
+            return UpstreamError(f"{who}: the proxy refused with {cause.status}.", body=str(cause))
+        case aiohttp.ClientResponseError() | httpx.DecodingError():
+            return UpstreamProtocolError(f"{who} answered with broken HTTP.", body=str(cause))
+    return UpstreamError(f"{who} failed: {type(cause or exc).__name__}.", body=str(exc))
+
+
+def _plain_reason(exc: aiohttp.ClientConnectorError) -> str:
+    match exc:
+        case aiohttp.ClientConnectorDNSError():
+            return "its host name is not known"
+        case aiohttp.ClientSSLError():
+            return "no TLS connection could be made"
+        case aiohttp.ClientProxyConnectionError():
+            return "the proxy cannot be reached"
+    # Other texts of the system hold the address: "Connect call failed ('127.0.0.1', 9)".
+    if isinstance(exc.os_error, ConnectionRefusedError):
+        return "connection refused"
+    return "no connection could be made"
