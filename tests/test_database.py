@@ -160,12 +160,17 @@ def test_closing_works_on_a_thread_that_runs_a_loop():
 
 
 def test_a_cancelled_caller_leaves_the_pool_usable():
-    entered, leave = threading.Event(), threading.Event()
+    leave = threading.Event()
 
     async def cancel():
-        call = asyncio.create_task(run_in_db(lambda: (entered.set(), leave.wait(30))))
-        while not entered.is_set():
-            await asyncio.sleep(0)
+        loop, entered = asyncio.get_running_loop(), asyncio.Event()
+
+        def block():
+            loop.call_soon_threadsafe(entered.set)
+            leave.wait(30)
+
+        call = asyncio.create_task(run_in_db(block))
+        await entered.wait()
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
