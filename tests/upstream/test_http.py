@@ -93,9 +93,7 @@ def test_tls_against_a_plain_server_is_named(openai_compatible):
 @pytest.mark.parametrize(
     ("reply", "error", "text"),
     [
-        pytest.param(
-            Reply(refused=True), UpstreamError, "without an answer", id="closed at once"
-        ),
+        pytest.param(Reply(refused=True), UpstreamError, "without an answer", id="closed at once"),
         pytest.param(Reply(silent=True), UpstreamTimeout, "sent nothing", id="silence"),
         pytest.param(
             Reply(text="a b c", silent_after=2), UpstreamTimeout, "sent nothing", id="falls silent"

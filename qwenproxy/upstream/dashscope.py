@@ -1,0 +1,46 @@
+"""Alibaba Model Studio (DashScope) in its OpenAI-compatible mode: a thin profile of that client.
+
+Keys belong to one region, so the base URL may be given as a region's name or a bare host. Qwen's own
+fields (`enable_thinking`, `thinking_budget`, `top_k`, ...) are part of the client's parameters and pass
+as they are. There are no legacy completions: a prompt is sent as a chat.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from qwenproxy.upstream.openai_compatible import OpenAICompatible
+from qwenproxy.upstream.protocol import UpstreamCall
+from qwenproxy.wire.json import JSONObject
+
+REGION_HOSTS = {
+    "cn": "dashscope.aliyuncs.com",
+    "intl": "dashscope-intl.aliyuncs.com",
+    "us": "dashscope-us.aliyuncs.com",
+    "hk": "cn-hongkong.dashscope.aliyuncs.com",
+}
+DEFAULT_REGION = "intl"
+
+_COMPLETIONS_ONLY = ("best_of", "echo", "logprobs", "suffix")
+
+
+class DashScope(OpenAICompatible):
+    has_completions = False
+
+    @staticmethod
+    def resolve_base_url(base_url: str) -> str:
+        base_url = base_url.strip().rstrip("/").removesuffix("/chat/completions")
+        region = base_url.lower() or DEFAULT_REGION
+        if region in REGION_HOSTS:
+            base_url = f"https://{REGION_HOSTS[region]}"
+        parts = urlsplit(base_url)
+        if parts.path:
+            return base_url
+        # Plans have hosts of their own, with the API at another path.
+        is_coding_plan = (parts.hostname or "").startswith("coding")
+        return f"{base_url}/v1" if is_coding_plan else f"{base_url}/compatible-mode/v1"
+
+    def parameters(self, call: UpstreamCall) -> JSONObject:
+        if call.prompt is None:
+            return call.parameters
+        return {k: v for k, v in call.parameters.items() if k not in _COMPLETIONS_ONLY}

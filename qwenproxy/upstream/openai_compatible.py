@@ -1,0 +1,339 @@
+"""A client of any OpenAI-compatible server: vLLM, SGLang, llama.cpp, Ollama, LM Studio, Model Studio.
+
+The whole history goes up with every call, as the client sent it; the answer is always asked for as a
+stream with usage. What a server says instead of an answer is mapped to errors here, whether it comes
+as an HTTP status, as JSON with status 200 or inside the stream.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Literal
+from urllib.parse import urlsplit
+
+import httpx
+
+from qwenproxy.errors import (
+    ContextLengthExceeded,
+    NotFound,
+    UpstreamAuthExpired,
+    UpstreamError,
+    UpstreamProtocolError,
+    UpstreamRateLimited,
+    UpstreamRefused,
+    UpstreamTimeout,
+)
+from qwenproxy.upstream import http
+from qwenproxy.upstream.protocol import Account, ModelInfo, UpstreamCall
+from qwenproxy.wire import json, openai_chat, sse
+from qwenproxy.wire.events import Event, Sent
+from qwenproxy.wire.json import JSONObject, JSONValue
+from qwenproxy.wire.openai_chat import ChatStreamDecoder, StreamError
+
+_TOO_LONG = re.compile(
+    r"context.?(length|size|window)|range of input length|prompt is too long|too many (input )?tokens",
+    re.IGNORECASE,
+)
+_TOO_LONG_CODES = {
+    "context_length_exceeded",
+    "exceed_context_size_error",
+    "string_above_max_length",
+}
+_RATE_CODES = {
+    "429",
+    "insufficient_quota",
+    "limit_burst_rate",
+    "limit_requests",
+    "limit_tokens",
+    "quota_exhausted",
+    "rate_limit_error",
+    "rate_limit_exceeded",
+    "requests",
+    "tokens",
+}
+# An unpaid account (DashScope: `Arrearage`, with status 400) is its owner's business as well.
+_ACCOUNT_CODES = {
+    "401",
+    "403",
+    "accessdenied",
+    "arrearage",
+    "authentication_error",
+    "invalid_api_key",
+}
+_REFUSED_CODES = {
+    "badrequesterror",
+    "data_inspection_failed",
+    "datainspectionfailed",
+    "invalid_parameter_error",
+    "invalid_request_error",
+    "invalidparameter",
+}
+# Where servers put a model's window in their list.
+_CONTEXT_FIELDS = ("max_model_len", "context_length", "max_context_length", "context_window")
+
+
+class OpenAICompatible:
+    """One account's client; see `Upstream`."""
+
+    keeps_chats = False
+    on_client_left: Literal["finish", "cancel"] = "cancel"
+    # It has `/completions`; elsewhere a prompt is sent as a chat with one user message.
+    has_completions = True
+
+    def __init__(self, client: httpx.AsyncClient, account: Account) -> None:
+        self._client = client
+        self._account = account
+        self._base_url = self.resolve_base_url(account.base_url)
+        self._headers: httpx.Headers | None = None
+
+    @property
+    def account(self) -> Account:
+        return self._account
+
+    @staticmethod
+    def resolve_base_url(base_url: str) -> str:
+        """Complete what the user typed: without a path the API is below `/v1`."""
+        base_url = base_url.strip().rstrip("/").removesuffix("/chat/completions")
+        return base_url if urlsplit(base_url).path else f"{base_url}/v1"
+
+    async def stream(self, call: UpstreamCall) -> AsyncIterator[Sequence[Event]]:
+        path, sent, content = self._encode(call)
+        request = self._new_request("POST", path, content=content)
+        yield (sent,)
+        name = self._account.name
+        async with (
+            http.open_response(self._client, request, account_name=name) as response,
+            aclosing(http.body_chunks(response)) as chunks,
+        ):
+            if not response.is_success:
+                body = await http.collect(b"", chunks, max_bytes=http.MAX_ERROR_BODY_BYTES)
+                raise status_error(response, body, account_name=name)
+            first, kind = await http.sniff(chunks)
+            if kind == "html":
+                raise self._web_page_error(response, first)
+            if kind == "json":
+                yield await self._decode_whole(first, chunks)
+                return
+            async with aclosing(self._decode_stream(first, chunks)) as batches:
+                async for events in batches:
+                    yield events
+
+    async def stop(self, started: object) -> None:
+        """Nothing to do: these servers stop when the connection closes."""
+
+    async def list_models(self) -> list[ModelInfo]:
+        name = self._account.name
+        request = self._new_request("GET", "/models", max_idle_s=http.LIST_TIMEOUT_S)
+        async with http.open_response(self._client, request, account_name=name) as response:
+            body = await http.read_body(response, max_bytes=http.MAX_JSON_BODY_BYTES)
+        if response.status_code == 404:
+            raise NotFound(f"Upstream account {name} has no model list.")
+        if not response.is_success:
+            raise status_error(response, body, account_name=name)
+        try:
+            listed = json.loads(body)
+        except json.JSONError as exc:
+            raise UpstreamProtocolError(
+                f"Upstream account {name} answered its model list with something else.",
+                body=body.decode("utf-8", "replace"),
+            ) from exc
+        return read_models(listed)
+
+    def _new_request(
+        self, method: str, path: str, *, content: bytes = b"", max_idle_s: float | None = None
+    ) -> httpx.Request:
+        name = self._account.name
+        if self._headers is None:
+            headers = {"accept": "text/event-stream, application/json"}
+            if key := self._account.credentials.api_key.strip():
+                headers["authorization"] = f"Bearer {key}"
+            headers |= {k.lower(): v for k, v in self._account.credentials.headers.items()}
+            headers["content-type"] = "application/json"
+            self._headers = http.checked_headers(headers, account_name=name)
+        return http.new_request(
+            self._client,
+            method,
+            self._base_url + path,
+            headers=self._headers,
+            account_name=name,
+            content=content,
+            max_idle_s=max_idle_s,
+        )
+
+    def _encode(self, call: UpstreamCall) -> tuple[str, Sent, bytes]:
+        """Build the body in two halves, so that the text is written as JSON once."""
+        is_completion = call.prompt is not None and self.has_completions
+        text: JSONObject
+        if is_completion:
+            text = {"prompt": call.prompt}
+        else:
+            text = {"messages": list(call.messages)}
+            if call.tools is not None:
+                text["tools"] = call.tools
+        rest: JSONObject = {
+            **self.parameters(call),
+            "model": call.model,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        text_json = json.dumps(text)
+        sent = Sent({**rest, **dict.fromkeys(text)}, text_json.decode())
+        content = json.dumps(rest)[:-1] + b"," + text_json[1:]
+        return ("/completions" if is_completion else "/chat/completions"), sent, content
+
+    def parameters(self, call: UpstreamCall) -> JSONObject:
+        """The client's parameters in the form in which this kind of server takes them."""
+        return call.parameters
+
+    async def _decode_whole(self, first: bytes, chunks: AsyncIterator[bytes]) -> list[Event]:
+        """Decode the answer of a server that does not stream."""
+        body = await http.collect(first, chunks, max_bytes=http.MAX_JSON_BODY_BYTES)
+        events, error = openai_chat.decode_completion(body, new_id=_new_call_id)
+        if error is not None:
+            raise stream_error(error, account_name=self._account.name)
+        return events
+
+    async def _decode_stream(
+        self, first: bytes, chunks: AsyncIterator[bytes]
+    ) -> AsyncGenerator[Sequence[Event], None]:
+        lines = sse.SSEDecoder()
+        decoder = ChatStreamDecoder(new_id=_new_call_id)
+        chunk: bytes | None = first
+        while not decoder.is_done:
+            events: list[Event] = []
+            for payload in self._feed(lines, chunk):
+                events += decoder.feed(payload)
+            if chunk is None:
+                events += decoder.finish()
+            if events:
+                yield events
+            if decoder.error is not None:
+                raise stream_error(decoder.error, account_name=self._account.name)
+            if not decoder.is_done:
+                chunk = await anext(chunks, None)
+        if chunk is not None:
+            await http.drain(chunks)
+
+    def _feed(self, lines: sse.SSEDecoder, chunk: bytes | None) -> list[bytes]:
+        try:
+            return lines.finish() if chunk is None else lines.feed(chunk)
+        except sse.SSEError as exc:
+            raise UpstreamProtocolError(
+                f"Upstream account {self._account.name} sent an endless line: {exc}."
+            ) from exc
+
+    def _web_page_error(self, response: httpx.Response, first: bytes) -> UpstreamError:
+        return UpstreamProtocolError(
+            f"Upstream account {self._account.name} answered with a web page instead of an answer:"
+            " its base URL may be wrong, or a proxy is in between.",
+            body=first.decode("utf-8", "replace"),
+            upstream_status=response.status_code,
+        )
+
+
+def _new_call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"
+
+
+def read_models(listed: JSONValue) -> list[ModelInfo]:
+    """Read a model list: `{"data": [...]}`, as some have it `{"models": [...]}` or the bare list."""
+    if isinstance(listed, dict):
+        listed = listed.get("data") or listed.get("models")
+    models = []
+    for entry in listed if isinstance(listed, list) else []:
+        if not isinstance(entry, dict) or not isinstance(model_id := entry.get("id"), str):
+            continue
+        created, owner = entry.get("created"), entry.get("owned_by")
+        models.append(
+            ModelInfo(
+                model_id,
+                created=created if isinstance(created, int) else 0,
+                owned_by=owner if isinstance(owner, str) else "qwen",
+                context_length=_context_length(entry),
+                details={
+                    name: value
+                    for name, value in entry.items()
+                    if name not in ("id", "object", "created", "owned_by")
+                },
+            )
+        )
+    return models
+
+
+def _context_length(entry: JSONObject) -> int | None:
+    meta = entry.get("meta")
+    # llama.cpp tells it in `meta`.
+    found = [entry.get(name) for name in _CONTEXT_FIELDS]
+    if isinstance(meta, dict):
+        found += [meta.get("n_ctx"), meta.get("n_ctx_train")]
+    return next((value for value in found if isinstance(value, int) and value > 0), None)
+
+
+def status_error(response: httpx.Response, body: bytes, *, account_name: str) -> UpstreamError:
+    """Map an HTTP error answer."""
+    error = openai_chat.parse_error(response.status_code, body)
+    mapped = _map_error(error, response.status_code, account_name)
+    mapped.retry_after_s = http.retry_after_s(response.headers)
+    mapped.body = body.decode("utf-8", "replace")[:2048]
+    return mapped
+
+
+def stream_error(error: StreamError, *, account_name: str) -> UpstreamError:
+    """Map what came instead of an answer, or of its rest, with status 200."""
+    raw = error.raw if isinstance(error.raw, str) else json.dumps_text(error.raw)
+    if error.code == "upstream_malformed":
+        mapped: UpstreamError = UpstreamProtocolError(error.message)
+    elif error.code in ("upstream_cut", "upstream_empty"):
+        mapped = UpstreamError(error.message)
+    else:
+        code = error.code or ""
+        status = int(code) if re.fullmatch(r"[45][0-9]{2}", code) else None
+        mapped = _map_error(error, status, account_name)
+    mapped.body = raw[:2048]
+    return mapped
+
+
+def _map_error(error: StreamError, status: int | None, account_name: str) -> UpstreamError:
+    """Map by what the server means; the status decides where the codes are unknown."""
+    who = f"Upstream account {account_name}"
+    names = {name.lower() for name in (error.code, error.type) if name}
+    if names & _TOO_LONG_CODES or (
+        status in (None, 400, 413, 422) and _TOO_LONG.search(error.message)
+    ):
+        return ContextLengthExceeded(error.message, param="messages", upstream_status=status)
+    if status == 429 or names & _RATE_CODES or any(n.startswith("throttling") for n in names):
+        return UpstreamRateLimited(f"{who}: {error.message}", upstream_status=status)
+    if status in (401, 402, 403) or names & _ACCOUNT_CODES:
+        # Such messages can quote the key.
+        return UpstreamAuthExpired(
+            f"{who} was refused: its API key is wrong, expired, or may not do this.",
+            upstream_status=status,
+        )
+    if status in (408, 504):
+        return UpstreamTimeout(f"{who}: {error.message}", upstream_status=status)
+    if status == 404 and "model" not in error.message.lower():
+        return UpstreamError(
+            f"{who} has no such path: its base URL may be wrong.", upstream_status=status
+        )
+    if (status is not None and 400 <= status < 500) or (status is None and names & _REFUSED_CODES):
+        return UpstreamRefused(
+            error.message,
+            param=_param(error.raw),
+            code=error.code if error.code and not error.code.isdecimal() else None,
+            status=404 if status == 404 else 400,
+            upstream_status=status,
+        )
+    if status is not None and 300 <= status < 400:
+        return UpstreamError(
+            f"{who} answered with a redirect: its base URL may be wrong.", upstream_status=status
+        )
+    return UpstreamError(f"{who} failed: {error.message}", upstream_status=status)
+
+
+def _param(raw: JSONValue) -> str | None:
+    inner = raw.get("error") if isinstance(raw, dict) else None
+    param = inner.get("param") if isinstance(inner, dict) else None
+    return param if isinstance(param, str) else None
