@@ -1,0 +1,272 @@
+"""Rows of requests and responses as the objects that REST and the admin show.
+
+Bodies are rebuilt from what is stored once: the client's from its parameters, the shared texts and the
+line of messages; the answer from the reply; the upstream call by filling its text in again. Nothing
+here holds an upstream's credentials: they are never recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from qwenproxy.wire import json, openai_chat, openai_completions
+from qwenproxy.wire.events import UsageReport
+from qwenproxy.wire.history import decode_content, text_of
+from qwenproxy.wire.json import JSONObject, JSONValue
+from requests_app.models import Request, Response
+from requests_app.upstream_text import fill_text, sent_text_digest
+from sessions_app.paging import milliseconds
+from sessions_app.transcript import load_line, message_body
+
+REQUEST_FIELDS = (
+    "id",
+    "session_id",
+    "request_id",
+    "method",
+    "path",
+    "model",
+    "stream",
+    "created_at",
+    "api_key_id",
+    "dialect",
+    "match",
+    "upstream",
+    "response__response_id",
+    "response__status",
+    "response__finish_reason",
+    "response__error_message",
+    "response__total_tokens",
+    "response__duration_ms",
+)
+_REQUEST_BODY_FIELDS = (
+    "prompt_id",
+    "system__body",
+    "tools__body",
+    "parameters",
+    "attempts",
+    "user_agent",
+    "account__name",
+    "upstream_request",
+    "upstream_text_digest",
+)
+RESPONSE_FIELDS = (
+    "id",
+    "request_id",
+    "session_id",
+    "response_id",
+    "reply__upstream_parent_id",
+    "completion_tokens",
+    "prompt_tokens",
+    "total_tokens",
+    "reasoning_tokens",
+    "cached_tokens",
+    "usage_source",
+    "status",
+    "finish_reason",
+    "error_message",
+    "error_type",
+    "error_code",
+    "http_status",
+    "client_left",
+    "ttft_ms",
+    "duration_ms",
+    "created_at",
+    "completed_at",
+)
+_RESPONSE_BODY_FIELDS = (
+    "reply__role",
+    "reply__content",
+    "reasoning",
+    "upstream_response",
+    "request__request_id",
+    "request__model",
+    "request__stream",
+    "request__dialect",
+    "request__created_at",
+)
+
+
+def request_object(row: Mapping[str, Any]) -> JSONObject:
+    """Build a request as lists show it, from the values of `REQUEST_FIELDS`."""
+    return {
+        "id": row["id"],
+        "session_id": row["session_id"],
+        "request_id": row["request_id"],
+        "timestamp": milliseconds(row["created_at"]),
+        "method": row["method"],
+        "path": row["path"],
+        "model": row["model"],
+        "stream": row["stream"],
+        "created_at": milliseconds(row["created_at"]),
+        "api_key": row["api_key_id"],
+        "dialect": row["dialect"],
+        "match": row["match"],
+        "upstream": row["upstream"],
+        "response_summary": _summary(row),
+    }
+
+
+def _summary(row: Mapping[str, Any]) -> JSONObject | None:
+    if row["response__response_id"] is None:
+        return None
+    return {
+        "response_id": row["response__response_id"],
+        "status": row["response__status"],
+        "finish_reason": row["response__finish_reason"],
+        "total_tokens": row["response__total_tokens"],
+        "duration_ms": row["response__duration_ms"],
+        "error": row["response__error_message"],
+    }
+
+
+def response_object(row: Mapping[str, Any]) -> JSONObject:
+    """Build a response as lists show it, from the values of `RESPONSE_FIELDS`."""
+    completed_at: datetime | None = row["completed_at"]
+    return {
+        "id": row["id"],
+        "request_id": row["request_id"],
+        "session_id": row["session_id"],
+        "response_id": row["response_id"],
+        "timestamp": milliseconds(row["created_at"]),
+        "parent_id": row["reply__upstream_parent_id"],
+        "completion_tokens": row["completion_tokens"],
+        "prompt_tokens": row["prompt_tokens"],
+        "total_tokens": row["total_tokens"],
+        "reasoning_tokens": row["reasoning_tokens"],
+        "cached_tokens": row["cached_tokens"],
+        "usage_source": row["usage_source"],
+        "status": row["status"],
+        "finish_reason": row["finish_reason"],
+        "error": row["error_message"],
+        "error_type": row["error_type"],
+        "error_code": row["error_code"],
+        "http_status": row["http_status"],
+        "client_left": row["client_left"],
+        "ttft_ms": row["ttft_ms"],
+        "duration_ms": row["duration_ms"],
+        "created_at": milliseconds(row["created_at"]),
+        "completed_at": None if completed_at is None else milliseconds(completed_at),
+    }
+
+
+def load_request(request_pk: int) -> JSONObject:
+    """Load a request with the bodies of both sides and its response; three queries.
+
+    Raises:
+        Request.DoesNotExist: it was deleted meanwhile.
+    """
+    row = Request.objects.values(*REQUEST_FIELDS, *_REQUEST_BODY_FIELDS).get(pk=request_pk)
+    line = [message_body(message) for message in load_line(row["prompt_id"])]
+    # A list of messages, written by the recorder.
+    system: Any = json.loads_text(row["system__body"] or "[]")
+    messages: list[JSONObject] = [*system, *line]
+    tools = json.loads_text(row["tools__body"] or "null")
+    upstream_request, is_exact = _upstream_request(row, messages, tools)
+    response = Response.objects.filter(request=request_pk)
+    response_row = response.values(*RESPONSE_FIELDS, *_RESPONSE_BODY_FIELDS).first()
+    return {
+        **request_object(row),
+        "user_agent": row["user_agent"],
+        "account": row["account__name"],
+        "attempts": json.loads_text(row["attempts"]),
+        "openai_request": _openai_request(row, messages, tools),
+        "qwen_request": upstream_request,
+        "qwen_request_exact": is_exact,
+        "response": None if response_row is None else _with_bodies(response_row),
+    }
+
+
+def load_response(response_pk: int) -> JSONObject:
+    """Load a response with the bodies of both sides; one query.
+
+    Raises:
+        Response.DoesNotExist: it was deleted meanwhile.
+    """
+    row = Response.objects.values(*RESPONSE_FIELDS, *_RESPONSE_BODY_FIELDS).get(pk=response_pk)
+    return {
+        **_with_bodies(row),
+        "request": {
+            "id": row["request_id"],
+            "request_id": row["request__request_id"],
+            "model": row["request__model"],
+            "stream": row["request__stream"],
+            "timestamp": milliseconds(row["request__created_at"]),
+        },
+    }
+
+
+def _with_bodies(row: Mapping[str, Any]) -> JSONObject:
+    stored = row["upstream_response"]
+    return {
+        **response_object(row),
+        "qwen_response": json.loads_text(stored) if stored else None,
+        "openai_response": _openai_response(row),
+    }
+
+
+def _openai_request(
+    row: Mapping[str, Any], messages: Sequence[JSONObject], tools: JSONValue
+) -> JSONObject:
+    body = json.loads_text(row["parameters"])
+    assert isinstance(body, dict)
+    if row["dialect"] == "completions":
+        body["prompt"] = text_of(messages[-1]) if messages else ""
+    else:
+        body["messages"] = list(messages)
+    if tools is not None:
+        body["tools"] = tools
+    return body
+
+
+def _upstream_request(
+    row: Mapping[str, Any], messages: Sequence[JSONObject], tools: JSONValue
+) -> tuple[JSONObject | None, bool | None]:
+    """The body that went upstream and whether its text is exact; nulls where nothing went."""
+    if not row["upstream_request"]:
+        return None, None
+    stored = json.loads_text(row["upstream_request"])
+    assert isinstance(stored, dict)
+    request, first_message = stored["request"], stored["first_message"]
+    assert isinstance(request, dict)
+    assert isinstance(first_message, int)
+    body, text = fill_text(request, messages, tools, first_message=first_message)
+    digest = row["upstream_text_digest"]
+    return body, digest is not None and bytes(digest) == sent_text_digest(text)
+
+
+def _openai_response(row: Mapping[str, Any]) -> JSONObject | None:
+    """The answer, or the part of one that arrived, in the form of the client's protocol."""
+    if row["reply__content"] is None:
+        return None
+    message = decode_content(row["reply__role"], row["reply__content"])
+    created = milliseconds(row["request__created_at"]) // 1000
+    usage = None
+    if row["usage_source"]:
+        usage = UsageReport(
+            row["prompt_tokens"],
+            row["completion_tokens"],
+            row["total_tokens"],
+            row["reasoning_tokens"],
+            row["cached_tokens"],
+        )
+    finish_reason = row["finish_reason"] or "error"
+    if row["request__dialect"] == "completions":
+        return openai_completions.completion(
+            response_id=row["response_id"],
+            model=row["request__model"],
+            created=created,
+            text=text_of(message),
+            finish_reason=finish_reason,
+            usage=usage,
+        )
+    return openai_chat.completion(
+        response_id=row["response_id"],
+        model=row["request__model"],
+        created=created,
+        message=message,
+        reasoning=row["reasoning"],
+        finish_reason=finish_reason,
+        usage=usage,
+    )

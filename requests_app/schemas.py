@@ -1,0 +1,141 @@
+"""The shapes of requests, responses and statistics as the API's documentation shows them.
+
+Like `sessions_app.schemas`, for documentation alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from ninja import Field, Schema
+
+from sessions_app.schemas import ListPage, Milliseconds
+
+Status = Literal["in_progress", "completed", "failed", "cancelled", "interrupted"]
+
+
+class ResponseSummary(Schema):
+    response_id: str
+    status: Status
+    finish_reason: str | None
+    total_tokens: int
+    duration_ms: int | None = Field(description="Null while it runs.")
+    error: str | None
+
+
+class RequestObject(Schema):
+    id: int
+    session_id: str
+    request_id: str
+    timestamp: Milliseconds
+    method: str
+    path: str
+    model: str = Field(description="As the client named it.")
+    stream: bool
+    created_at: Milliseconds
+    api_key: int
+    dialect: str = Field(description="The client's protocol.")
+    match: str = Field(
+        description="How the session was found: explicit, continued, forked, imported, new."
+    )
+    upstream: str = Field(
+        description="What was done upstream: whole (it keeps no chats), new, continued, or rebuilt and why."
+    )
+    response_summary: ResponseSummary | None
+
+
+class RequestList(ListPage):
+    data: list[RequestObject]
+
+
+class SessionRequestList(RequestList):
+    session_id: str
+
+
+class ResponseObject(Schema):
+    id: int
+    request_id: int = Field(description="The request's integer id.")
+    session_id: str
+    response_id: str
+    timestamp: Milliseconds
+    parent_id: str | None = Field(description="The web upstream's user node of this turn.")
+    completion_tokens: int
+    prompt_tokens: int
+    total_tokens: int
+    reasoning_tokens: int | None
+    cached_tokens: int | None
+    usage_source: str = Field(description="Whose counts: reported, estimated, partial.")
+    status: Status
+    finish_reason: str | None = Field(description="`error` where the call failed.")
+    error: str | None
+    error_type: str | None
+    error_code: str | None
+    http_status: int | None = Field(description="Of the answer to the client.")
+    client_left: bool
+    ttft_ms: int | None = Field(description="Until the first token.")
+    duration_ms: int | None
+    created_at: Milliseconds
+    completed_at: Milliseconds | None
+
+
+class ResponseList(ListPage):
+    data: list[ResponseObject]
+
+
+class ResponseBodies(ResponseObject):
+    qwen_response: dict[str, Any] | None = Field(description="The upstream's ids, usage, raw text.")
+    openai_response: dict[str, Any] | None = Field(
+        description="The answer in OpenAI's form, or the part of it that arrived."
+    )
+
+
+class RequestReference(Schema):
+    id: int
+    request_id: str
+    model: str
+    stream: bool
+    timestamp: Milliseconds
+
+
+class ResponseDetail(ResponseBodies):
+    request: RequestReference
+
+
+class RequestDetail(RequestObject):
+    openai_request: dict[str, Any] = Field(
+        description="The body, rebuilt: equal to the one sent up to the form of repeated messages."
+    )
+    qwen_request: dict[str, Any] | None = Field(description="What went upstream, rebuilt.")
+    qwen_request_exact: bool | None = Field(
+        description="The rebuilt text is, by its digest, the one that was sent."
+    )
+    attempts: list[dict[str, Any]] = Field(description="The accounts asked, in their order.")
+    user_agent: str
+    account: str | None
+    response: ResponseBodies | None
+
+
+class Totals(Schema):
+    total_responses: int
+    total_completion_tokens: int
+    total_prompt_tokens: int
+    total_tokens: int
+    avg_duration_ms: int
+
+
+class SessionStats(Schema):
+    session_id: str
+    message_count: int
+    created_at: Milliseconds
+    last_accessed: Milliseconds
+    usage: Totals
+
+
+class ResponseStats(Schema):
+    session_id: str = Field(description="The session's id, or `all`.")
+    statistics: Totals
+
+
+class SessionDeleted(Schema):
+    deleted: Literal[True]
+    session_id: str

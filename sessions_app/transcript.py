@@ -1,0 +1,61 @@
+"""Reading the conversation tree: the line from a root to a message, and how a session began.
+
+A line is read with one recursive query by primary keys, however large the session around it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from django.db.models import Min
+
+from qwenproxy.wire.history import decode_content, text_of
+from qwenproxy.wire.json import JSONObject
+from sessions_app.models import Message
+
+# Positions count from the root, so that a part of a line can be named without reading the rest; the
+# recursion has to begin at the leaf all the same.
+_LINE = """
+WITH RECURSIVE line(id, parent_id, height) AS (
+    SELECT id, parent_id, 0 FROM sessions_app_message WHERE id = %s
+    UNION ALL
+    SELECT above.id, above.parent_id, line.height + 1
+    FROM line JOIN sessions_app_message above ON above.id = line.parent_id
+)
+SELECT m.id, m.role, m.content, m.given, m.position, m.created_at
+FROM line JOIN sessions_app_message m ON m.id = line.id
+ORDER BY line.height DESC LIMIT %s OFFSET %s
+"""
+_ALL = 2**31
+
+
+def load_line(leaf_id: int | None, *, start: int = 0, limit: int = _ALL) -> list[Message]:
+    """Load the messages from the root down to `leaf_id`, or `limit` of them from position `start` on.
+
+    One query. The messages have id, role, content, given, position and created_at only.
+    """
+    if leaf_id is None:
+        return []
+    return list(Message.objects.raw(_LINE, [leaf_id, limit, start]))
+
+
+def message_body(message: Message) -> JSONObject:
+    """The message in the form in which it was first seen."""
+    return decode_content(message.role, message.content)
+
+
+def first_user_texts(session_ids: Iterable[str]) -> dict[str, str]:
+    """The text of each session's first user message, as the user wrote it; two queries for all.
+
+    Sessions without a user message are left out.
+    """
+    # Ids grow within a session: the smallest is the message that came first.
+    first_ids = (
+        Message.objects.filter(session__in=list(session_ids), role="user")
+        .order_by()
+        .values("session_id")
+        .annotate(first_id=Min("id"))
+        .values_list("first_id", flat=True)
+    )
+    rows = Message.objects.filter(id__in=list(first_ids)).values_list("session_id", "content")
+    return {session_id: text_of(decode_content("user", content)) for session_id, content in rows}
