@@ -1,0 +1,182 @@
+"""Upstream accounts as data: their secrets in and out of the encrypted column.
+
+Secrets are one encrypted JSON object of texts per account. They leave the database here alone, in a
+`StoredAccount` whose `repr` shows none of them. The demo account ends where a real one begins.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+from urllib.parse import urlsplit
+
+from django.db import transaction
+from django.db.models.signals import post_save
+
+from qwenproxy.access import encryption
+from qwenproxy.access.models import UpstreamAccount
+from qwenproxy.wire import json
+
+logger = logging.getLogger(__name__)
+
+# api_key; or cookies, token, user_agent, and headers: header name -> value.
+Secrets: TypeAlias = dict[str, str | dict[str, str]]
+SECRET_NAMES = ("api_key", "cookies", "token", "user_agent", "headers")
+
+# What an account of this kind talks to where no other base URL is given.
+DEFAULT_BASE_URLS = {
+    "qwen_web": "https://chat.qwen.ai",
+    "dashscope": "https://dashscope-intl.aliyuncs.com/compatible-mode/v1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAccount:
+    """An enabled account with its secrets in clear; keep it inside the call to the upstream."""
+
+    id: int
+    name: str
+    kind: str
+    base_url: str
+    # Lower goes first.
+    priority: int
+    secrets: Secrets = field(repr=False)
+
+
+def set_secrets(account: UpstreamAccount, secrets: Mapping[str, str | dict[str, str]]) -> None:
+    """Replace all secrets of the account; empty values are left out.
+
+    A row that is stored already is updated at once, a new one when it is saved.
+    """
+    unknown = set(secrets) - set(SECRET_NAMES)
+    if unknown:
+        raise ValueError(f"not the name of a secret: {', '.join(sorted(unknown))}")
+    kept = {name: value for name, value in secrets.items() if value}
+    account.secrets = encryption.encrypt(json.dumps_text(kept)) if kept else ""
+    if account.pk is not None:
+        account.save(update_fields=["secrets", "updated_at"])
+
+
+def get_secrets(account: UpstreamAccount) -> Secrets:
+    """Decrypt the account's secrets.
+
+    Raises:
+        WrongKey, DamagedSecret: they cannot be read.
+    """
+    if not account.secrets:
+        return {}
+    try:
+        stored = json.loads_text(encryption.decrypt(account.secrets))
+    except json.JSONError as exc:
+        raise encryption.DamagedSecret("stored secrets are not JSON") from exc
+    if not isinstance(stored, dict):
+        raise encryption.DamagedSecret("stored secrets are not an object")
+    secrets: Secrets = {}
+    for name, value in stored.items():
+        if isinstance(value, str):
+            secrets[name] = value
+        elif isinstance(value, dict):
+            secrets[name] = {key: text for key, text in value.items() if isinstance(text, str)}
+    return secrets
+
+
+def load_accounts() -> list[StoredAccount]:
+    """Read the enabled accounts in the order of their priority; blocks, so call it in `run_in_db`.
+
+    An account whose secrets cannot be read is left out and logged: the others go on.
+    """
+    loaded = []
+    for account in UpstreamAccount.objects.filter(enabled=True):
+        try:
+            secrets = get_secrets(account)
+        except (encryption.WrongKey, encryption.DamagedSecret) as exc:
+            logger.error("upstream account %r is left out: %s", account.name, exc)
+            continue
+        loaded.append(
+            StoredAccount(
+                id=account.pk,
+                name=account.name,
+                kind=account.kind,
+                base_url=account.base_url,
+                priority=account.priority,
+                secrets=secrets,
+            )
+        )
+    return loaded
+
+
+def clean_base_url(text: str) -> str:
+    """Check a base URL and bring it into the form without a slash at its end.
+
+    Raises:
+        ValueError: it is not an http(s) address; the message says what is wrong.
+    """
+    base_url = text.strip().rstrip("/")
+    try:
+        parts = urlsplit(base_url)
+        # Reading the port checks it.
+        has_host = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError as exc:
+        raise ValueError(f"not an address: {exc}") from exc
+    if parts.scheme not in ("http", "https") or not has_host or not base_url.isprintable():
+        raise ValueError("an address begins with http:// or https://, then a host")
+    if parts.username is not None or parts.query or parts.fragment or " " in base_url:
+        raise ValueError("an address here has no user name, no '?' and no '#'")
+    return base_url
+
+
+def origin(base_url: str) -> tuple[str, str]:
+    """Scheme and host with port: secrets stored for one origin are not sent to another."""
+    parts = urlsplit(base_url)
+    return parts.scheme, parts.netloc.lower()
+
+
+def renew_encryption() -> int:
+    """Encrypt everything under the first key that is not yet; returns how many accounts that were.
+
+    Afterwards the other keys may be taken out of the setting.
+    """
+    renewed = 0
+    with transaction.atomic():
+        for account in UpstreamAccount.objects.exclude(secrets="").select_for_update():
+            if encryption.is_current(account.secrets):
+                continue
+            try:
+                secrets = encryption.decrypt(account.secrets)
+            except (encryption.WrongKey, encryption.DamagedSecret) as exc:
+                logger.error("the secrets of upstream account %r are lost: %s", account.name, exc)
+                continue
+            account.secrets = encryption.encrypt(secrets)
+            account.save(update_fields=["secrets"])
+            renewed += 1
+        encryption.renew_canary()
+    return renewed
+
+
+def forget_credentials() -> int:
+    """Delete every account's secrets and accept the present encryption keys; returns how many had some."""
+    with transaction.atomic():
+        forgotten = UpstreamAccount.objects.exclude(secrets="").update(secrets="")
+        # A digest that matches nothing: the next start takes the environment's values again.
+        UpstreamAccount.objects.exclude(seed_digest="").update(seed_digest="forgotten")
+        encryption.renew_canary()
+    return forgotten
+
+
+def retire_demo() -> None:
+    """Switch the demo account off where a real account exists; nothing ever switches it on again."""
+    if UpstreamAccount.objects.exclude(kind="demo").exists():
+        UpstreamAccount.objects.filter(kind="demo", enabled=True).update(enabled=False)
+
+
+def _retire_demo_after_save(sender: type[UpstreamAccount], **kwargs: object) -> None:
+    retire_demo()
+
+
+def connect_signals() -> None:
+    """Watch for the first real account, whoever creates it; called once, when the app is ready."""
+    post_save.connect(
+        _retire_demo_after_save, sender=UpstreamAccount, dispatch_uid="access.accounts.demo"
+    )
