@@ -1,0 +1,297 @@
+"""Keys and accounts in the browser: what is shown, what never is, and what is refused."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Permission
+from django.urls import reverse
+
+from qwenproxy.access import accounts, keys
+from qwenproxy.access.models import ApiKey, UpstreamAccount
+from tests.access.test_accounts import all_rows, make_account
+from tests.access.test_browser_request import COOKIES, bash
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("encryption_keys")]
+
+KEYS = "/admin/access/apikey/"
+ACCOUNTS = "/admin/access/upstreamaccount/"
+SECRETS = {
+    "cookies": "token=planted-cookie",
+    "token": "planted-token",
+    "user_agent": "planted-agent",
+    "headers": {"bx-ua": "planted-header"},
+}
+
+
+def account_form(**changes):
+    form = {"name": "web", "kind": "qwen_web", "base_url": "", "enabled": "on", "priority": "100"}
+    return {**form, **changes}
+
+
+def change_url(row):
+    return reverse(f"admin:access_{row._meta.model_name}_change", args=[row.pk])
+
+
+def stored(account):
+    return accounts.get_secrets(UpstreamAccount.objects.get(pk=account.pk))
+
+
+def shown_secret(answer):
+    return re.search(r'<code id="secret">(qp-[\w-]+)</code>', answer.content.decode())[1]
+
+
+class TestApiKeys:
+    def test_a_new_keys_secret_is_on_the_answering_page_alone(self, admin_client):
+        answer = admin_client.post(KEYS + "add/", {"name": "agent", "scopes": ["chat", "records"]})
+        secret = shown_secret(answer)
+        row = ApiKey.objects.get()
+        assert row.secret_hash == keys.hash_api_key(secret)
+        assert row.scopes == "chat records"
+        assert "no-store" in answer["Cache-Control"]
+        assert secret not in all_rows()
+        assert secret not in str(answer.cookies)
+        for url in (KEYS, change_url(row), change_url(row).replace("change", "history")):
+            assert secret not in admin_client.get(url).content.decode()
+
+    @pytest.mark.parametrize("button", ["_continue", "_addanother", "_popup"])
+    def test_every_way_to_save_shows_the_secret(self, admin_client, button):
+        answer = admin_client.post(KEYS + "add/", {"name": "k", "scopes": ["chat"], button: "1"})
+        assert ApiKey.objects.get().secret_hash == keys.hash_api_key(shown_secret(answer))
+
+    @pytest.mark.parametrize(
+        "form",
+        [
+            pytest.param({"name": "k"}, id="no scope"),
+            pytest.param({"name": "k", "scopes": ["root"]}, id="unknown scope"),
+            pytest.param({"name": "", "scopes": ["chat"]}, id="no name"),
+        ],
+    )
+    def test_an_incomplete_key_is_not_made(self, admin_client, form):
+        assert "errorlist" in admin_client.post(KEYS + "add/", form).content.decode()
+        assert not ApiKey.objects.exists()
+
+    def test_name_and_scopes_can_be_changed_and_the_secret_stays(self, admin_client):
+        row, secret = keys.create_api_key(name="k", scopes=["chat"])
+        page = admin_client.get(change_url(row)).content.decode()
+        assert re.search(r'value="chat"[^>]*checked', page)
+        admin_client.post(change_url(row), {"name": "new", "scopes": ["records", "admin"]})
+        row.refresh_from_db()
+        assert (row.name, row.scopes) == ("new", "records admin")
+        assert row.secret_hash == keys.hash_api_key(secret)
+
+    def test_the_list_names_keys_without_their_hashes(self, admin_client):
+        row, _ = keys.create_api_key(name="agent", scopes=["chat"])
+        page = admin_client.get(KEYS).content.decode()
+        assert "agent" in page
+        assert row.prefix in page
+        assert row.secret_hash not in page + admin_client.get(change_url(row)).content.decode()
+
+    def test_revoking_is_for_good(self, admin_client):
+        row, _ = keys.create_api_key(name="k", scopes=["chat"])
+        act(admin_client, "revoke", row)
+        row.refresh_from_db()
+        first = row.revoked_at
+        act(admin_client, "revoke", row)
+        row.refresh_from_db()
+        assert row.revoked_at == first is not None
+        assert 'name="revoked_at' not in admin_client.get(change_url(row)).content.decode()
+
+    def test_rotating_shows_the_new_secret_once(self, admin_client):
+        row, old = keys.create_api_key(name="k", scopes=["chat"])
+        secret = shown_secret(act(admin_client, "rotate", row))
+        row.refresh_from_db()
+        assert row.secret_hash == keys.hash_api_key(secret)
+        assert row.previous_hash == keys.hash_api_key(old)
+
+    def test_only_one_key_that_is_in_use_is_rotated(self, admin_client):
+        rows = [keys.create_api_key(name=name, scopes=["chat"])[0] for name in "ab"]
+        assert "Select one key" in act(admin_client, "rotate", *rows).content.decode()
+        keys.revoke_api_key(rows[0])
+        assert "cannot be rotated" in act(admin_client, "rotate", rows[0]).content.decode()
+
+    def test_keys_are_not_deleted(self, admin_client):
+        row, _ = keys.create_api_key(name="k", scopes=["chat"])
+        url = reverse("admin:access_apikey_delete", args=[row.pk])
+        assert admin_client.post(url, {"post": "yes"}).status_code == 403
+        act(admin_client, "delete_selected", row)
+        assert ApiKey.objects.exists()
+
+    def test_who_may_only_look_cannot_revoke(self, client):
+        row, _ = keys.create_api_key(name="k", scopes=["chat"])
+        client.force_login(viewer("apikey"))
+        assert client.get(change_url(row)).status_code == 200
+        act(client, "revoke", row)
+        row.refresh_from_db()
+        assert row.revoked_at is None
+
+
+def act(client, action, *rows):
+    form = {"action": action, "_selected_action": [row.pk for row in rows]}
+    return client.post(KEYS, form, follow=True)
+
+
+def viewer(model):
+    user = get_user_model().objects.create_user("viewer", is_staff=True)
+    user.user_permissions.add(Permission.objects.get(codename=f"view_{model}"))
+    return user
+
+
+class TestUpstreamAccounts:
+    def test_a_pasted_request_fills_in_everything(self, admin_client):
+        answer = admin_client.post(ACCOUNTS + "add/", account_form(browser_request=bash()))
+        assert answer.status_code == 302
+        account = UpstreamAccount.objects.get()
+        assert account.base_url == "https://chat.qwen.ai"
+        assert stored(account)["cookies"] == COOKIES
+        assert stored(account)["headers"]["bx-v"] == "2.5.31"
+        assert COOKIES not in all_rows()
+
+    @pytest.mark.parametrize(
+        ("kind", "base_url"),
+        [
+            ("qwen_web", "https://chat.qwen.ai"),
+            ("dashscope", accounts.DEFAULT_BASE_URLS["dashscope"]),
+        ],
+    )
+    def test_a_known_service_has_a_default_address(self, admin_client, kind, base_url):
+        admin_client.post(ACCOUNTS + "add/", account_form(kind=kind, api_key="k"))
+        assert UpstreamAccount.objects.get().base_url == base_url
+
+    @pytest.mark.parametrize(
+        ("form", "named"),
+        [
+            pytest.param({"kind": "openai_compatible"}, "11434", id="no address"),
+            pytest.param({"base_url": "ftp://a"}, "http://", id="other protocol"),
+            pytest.param({"base_url": "http://u:p@a"}, "user name", id="user in address"),
+            pytest.param({"kind": "demo"}, "not one of the available choices", id="demo"),
+            pytest.param({"browser_request": "planted-text"}, "begin with", id="no cURL"),
+            pytest.param(
+                {"kind": "dashscope", "browser_request": bash()}, "belongs", id="other kind"
+            ),
+            pytest.param({"cookies": "planted\u00fc"}, "cannot be sent", id="not ASCII"),
+            pytest.param({"cookies": "planted\nx"}, "line break", id="line break"),
+        ],
+    )
+    def test_what_cannot_be_used_is_explained_and_not_shown_again(self, admin_client, form, named):
+        answer = admin_client.post(ACCOUNTS + "add/", account_form(token="planted-token", **form))
+        page = answer.content.decode()
+        assert named in page
+        assert "planted" not in page
+        assert COOKIES not in page
+        assert not UpstreamAccount.objects.exists()
+
+    def test_no_page_shows_a_secret(self, admin_client):
+        account = make_account(secrets=SECRETS, base_url="https://chat.qwen.ai")
+        for url in (
+            ACCOUNTS,
+            change_url(account),
+            change_url(account).replace("change", "history"),
+        ):
+            page = admin_client.get(url).content.decode()
+            assert "planted" not in page
+            assert account.secrets not in page
+        page = admin_client.get(change_url(account)).content.decode()
+        assert "Set; leave empty to keep it." in page
+        assert "cookies, token, user agent, headers" in page
+
+    def test_saving_logs_no_secret(self, admin_client):
+        account = make_account(base_url="https://chat.qwen.ai")
+        admin_client.post(change_url(account), account_form(cookies="a=planted", token="planted"))
+        assert stored(account) == {"cookies": "a=planted", "token": "planted"}
+        assert "planted" not in all_rows()
+
+    def test_empty_fields_keep_what_is_stored(self, admin_client):
+        account = make_account(secrets=SECRETS, base_url="https://chat.qwen.ai")
+        form = account_form(name="new", base_url="https://chat.qwen.ai", token="other")
+        admin_client.post(change_url(account), form)
+        assert stored(account) == {**SECRETS, "token": "other"}
+        assert UpstreamAccount.objects.get().name == "new"
+
+    def test_what_is_ticked_is_removed(self, admin_client):
+        account = make_account(secrets=SECRETS, base_url="https://chat.qwen.ai")
+        form = account_form(
+            base_url="https://chat.qwen.ai", forget=["headers", "token"], token="t2"
+        )
+        admin_client.post(change_url(account), form)
+        assert stored(account) == {
+            "cookies": SECRETS["cookies"],
+            "user_agent": SECRETS["user_agent"],
+            "token": "t2",
+        }
+
+    def test_a_pasted_request_replaces_the_whole_session(self, admin_client):
+        account = make_account(secrets=SECRETS, base_url="https://chat.qwen.ai")
+        form = account_form(base_url="https://chat.qwen.ai", browser_request=bash())
+        admin_client.post(change_url(account), form)
+        assert "planted" not in repr(stored(account))
+        assert stored(account)["cookies"] == COOKIES
+
+    def test_stored_secrets_do_not_follow_to_another_address(self, admin_client):
+        account = make_account(secrets=SECRETS, base_url="https://chat.qwen.ai")
+        form = account_form(base_url="http://attacker.example", token="new")
+        answer = admin_client.post(change_url(account), form, follow=True)
+        assert stored(account) == {"token": "new"}
+        assert "The address changed" in answer.content.decode()
+
+    def test_warnings_of_a_pasted_request_are_shown(self, admin_client):
+        text = bash(cookies="acw_tc=0a03")
+        answer = admin_client.post(
+            ACCOUNTS + "add/", account_form(browser_request=text), follow=True
+        )
+        assert "session of a guest" in answer.content.decode()
+
+    def test_secrets_are_cleaned_of_what_is_copied_with_them(self, admin_client):
+        form = account_form(
+            cookies="Cookie: a=b ", token=" bx-umidtoken: T2gA ", user_agent="User-Agent: X"
+        )
+        admin_client.post(ACCOUNTS + "add/", form)
+        account = UpstreamAccount.objects.get()
+        assert stored(account) == {"cookies": "a=b", "token": "T2gA", "user_agent": "X"}
+
+    def test_the_kind_of_an_account_stays(self, admin_client):
+        account = make_account(base_url="https://chat.qwen.ai")
+        admin_client.post(change_url(account), account_form(kind="dashscope"))
+        assert UpstreamAccount.objects.get().kind == "qwen_web"
+
+    def test_an_account_that_cannot_be_read_can_be_given_new_secrets(
+        self, admin_client, encryption_keys
+    ):
+        account = make_account(secrets=SECRETS, base_url="https://chat.qwen.ai")
+        encryption_keys("other")
+        assert "unreadable" in admin_client.get(ACCOUNTS).content.decode()
+        admin_client.post(
+            change_url(account), account_form(base_url="https://chat.qwen.ai", cookies="a=b")
+        )
+        assert stored(account) == {"cookies": "a=b"}
+
+    def test_a_prefilled_link_takes_no_secret(self, admin_client):
+        page = admin_client.get(
+            ACCOUNTS + "add/?kind=openai_compatible&name=Ollama&base_url=http://127.0.0.1:11434/v1"
+            "&api_key=planted&cookies=planted&browser_request=planted"
+        ).content.decode()
+        assert 'value="Ollama"' in page
+        assert 'value="http://127.0.0.1:11434/v1"' in page
+        assert re.search(r'value="openai_compatible" selected', page)
+        assert "planted" not in page
+
+    def test_the_demo_account_has_a_page_without_credentials(self, admin_client):
+        account = make_account("demo", kind="demo")
+        page = admin_client.get(change_url(account)).content.decode()
+        assert 'name="cookies"' not in page
+        admin_client.post(change_url(account), {"name": "demo", "priority": "5"})
+        account.refresh_from_db()
+        assert (account.enabled, account.priority) == (False, 5)
+
+    def test_who_may_only_look_sees_no_secret(self, client):
+        account = make_account(secrets=SECRETS, base_url="https://chat.qwen.ai")
+        client.force_login(viewer("upstreamaccount"))
+        answer = client.get(change_url(account))
+        assert answer.status_code == 200
+        assert "planted" not in answer.content.decode()
+
+
+def test_the_canary_is_not_in_the_admin(admin_client):
+    assert "canary" not in admin_client.get("/admin/").content.decode().lower()
