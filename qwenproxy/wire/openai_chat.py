@@ -403,11 +403,11 @@ class ChatChunkEncoder:
         chunks: list[bytes] = []
         suffix = self._suffix
         for event in events:
-            kind = type(event)
-            if kind is TextDelta:
-                prefix, value = self._text_prefix, event.text  # type: ignore[union-attr]
-            elif kind is ReasoningDelta:
-                prefix, value = self._reasoning_prefix, event.text  # type: ignore[union-attr]
+            value: object
+            if isinstance(event, TextDelta):
+                prefix, value = self._text_prefix, event.text
+            elif isinstance(event, ReasoningDelta):
+                prefix, value = self._reasoning_prefix, event.text
             elif isinstance(event, ToolCallDelta):
                 prefix, value = self._prefix + b'"tool_calls":', [_call_delta(event)]
             else:
