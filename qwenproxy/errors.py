@@ -18,6 +18,8 @@ from __future__ import annotations
 import logging
 from typing import ClassVar
 
+from qwenproxy.wire.json import JSONObject
+
 
 class GatewayError(Exception):
     """Base of all errors that have an answer for the client.
@@ -193,7 +195,7 @@ class ShuttingDown(GatewayError):
     log_level = logging.INFO
 
 
-def to_openai_error(error: GatewayError) -> dict[str, dict[str, str | None]]:
+def to_openai_error(error: GatewayError) -> JSONObject:
     """Build OpenAI's error body, used for HTTP answers and for `data: {"error": ...}` in a stream."""
     return {
         "error": {

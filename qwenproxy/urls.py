@@ -4,5 +4,18 @@ from __future__ import annotations
 
 from django.contrib import admin
 from django.urls import path
+from django.views.generic import RedirectView
 
-urlpatterns = [path("admin/", admin.site.urls)]
+from qwenproxy import health
+from qwenproxy.api import api
+
+urlpatterns = [
+    path("v1/", api.urls),
+    path("healthz", health.alive),
+    path("health", health.alive),
+    path("health/detailed", health.detailed),
+    path("readyz", health.ready),
+    path("metrics", health.show_metrics),
+    path("admin/", admin.site.urls),
+    path("", RedirectView.as_view(url="/admin/")),
+]

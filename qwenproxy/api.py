@@ -1,0 +1,123 @@
+"""The API under /v1, its documentation, and how its errors look."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse
+from ninja import NinjaAPI
+from ninja.errors import HttpError, ValidationError
+
+from qwenproxy import __version__
+from qwenproxy.access.auth import ApiKeyAuth
+from qwenproxy.asgi_handler import error_response
+from qwenproxy.errors import GatewayError, InvalidRequest
+from qwenproxy.proxy import chat, models
+from requests_app.api import router as requests_router
+from sessions_app.api import router as sessions_router
+
+_DESCRIPTION = """
+OpenAI's API in front of Qwen, and the record of every turn.
+
+Point an OpenAI client at `/v1`. Each answer's headers `x-request-id` and `x-session-id` name its
+record; the sessions, requests and responses below serve it. Errors have OpenAI's form
+`{"error": {"message", "type", "param", "code"}}`.
+"""
+
+_TEXT = {"type": "string"}
+_MESSAGE = {
+    "type": "object",
+    "required": ["role"],
+    "properties": {
+        "role": {
+            "type": "string",
+            "enum": ["system", "developer", "user", "assistant", "tool", "function"],
+        },
+        "content": {
+            "description": "A text, or a list of parts.",
+            "oneOf": [_TEXT, {"type": "array", "items": {"type": "object"}}, {"type": "null"}],
+        },
+        "tool_calls": {"type": "array", "items": {"type": "object"}},
+        "tool_call_id": _TEXT,
+    },
+}
+_COMMON = {
+    "model": {"type": "string", "description": "An id of GET /v1/models; absent: the default."},
+    "stream": {"type": "boolean", "default": False},
+    "stream_options": {
+        "type": "object",
+        "properties": {"include_usage": {"type": "boolean", "default": False}},
+    },
+    "user": {"type": "string", "description": "Keeps one key's users apart."},
+}
+
+
+def _body(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    schema = {
+        "type": "object",
+        "required": required,
+        "properties": {**_COMMON, **properties},
+        "additionalProperties": True,
+    }
+    return {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "responses": {
+            200: {
+                "description": "The answer; with `stream` as server-sent events.",
+                "content": {"application/json": {}, "text/event-stream": {}},
+            }
+        },
+    }
+
+
+api = NinjaAPI(
+    title="Qwen Proxy",
+    version=__version__,
+    description=_DESCRIPTION,
+    docs_url="/docs",
+    openapi_url="/openapi.json",
+    urls_namespace="v1",
+)
+
+_chat_key = ApiKeyAuth(scope="chat")
+api.post(
+    "/chat/completions",
+    auth=_chat_key,
+    tags=["chat"],
+    operation_id="create_chat_completion",
+    openapi_extra=_body(
+        {"messages": {"type": "array", "items": _MESSAGE, "minItems": 1}}, ["messages"]
+    ),
+)(chat.create_chat_completion)
+api.post(
+    "/completions",
+    auth=_chat_key,
+    tags=["chat"],
+    operation_id="create_completion",
+    openapi_extra=_body({"prompt": _TEXT}, ["prompt"]),
+)(chat.create_completion)
+api.get("/models", auth=_chat_key, tags=["models"], operation_id="list_models")(models.list_models)
+api.get("/models/{path:model_id}", auth=_chat_key, tags=["models"], operation_id="get_model")(
+    models.get_model
+)
+_records_key = ApiKeyAuth(scope="records")
+# Statistics and a session's requests have paths that the other router would take for ids.
+api.add_router("", requests_router, auth=_records_key, tags=["records"])
+api.add_router("", sessions_router, auth=_records_key, tags=["records"])
+
+
+@api.exception_handler(GatewayError)
+def _on_gateway_error(request: HttpRequest, error: GatewayError) -> HttpResponse:
+    return error_response(error)
+
+
+@api.exception_handler(ValidationError)
+def _on_validation_error(request: HttpRequest, error: ValidationError) -> HttpResponse:
+    first = error.errors[0]
+    param = ".".join(str(part) for part in first["loc"][1:])
+    return error_response(InvalidRequest(f"{param}: {first['msg']}", param=param))
+
+
+@api.exception_handler(HttpError)
+def _on_http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
+    return error_response(InvalidRequest(error.message, status=error.status_code))

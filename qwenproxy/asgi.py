@@ -1,0 +1,151 @@
+"""The ASGI application: lean handler under /v1, Django's own for the rest, start and stop of both.
+
+Start: recorder (which settles what dead processes left), HTTP client, routing. Stop: no new turns,
+running ones drain until the deadline, the recorder goes last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import django
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "qwenproxy.settings")
+django.setup()
+
+from django.conf import settings  # noqa: E402  # after setup
+from django.core.handlers.asgi import ASGIHandler  # noqa: E402
+
+from qwenproxy.access.accounts import StoredAccount  # noqa: E402
+from qwenproxy.asgi_handler import LeanHandler  # noqa: E402
+from qwenproxy.database import close_pool  # noqa: E402
+from qwenproxy.proxy.gateway import Gateway, TurnSettings  # noqa: E402
+from qwenproxy.proxy.routing import Routing  # noqa: E402
+from qwenproxy.proxy.streaming import Receive, Send  # noqa: E402
+from qwenproxy.upstream.dashscope import DashScope  # noqa: E402
+from qwenproxy.upstream.demo import Demo  # noqa: E402
+from qwenproxy.upstream.http import open_client  # noqa: E402
+from qwenproxy.upstream.openai_compatible import OpenAICompatible  # noqa: E402
+from qwenproxy.upstream.protocol import Account, Credentials, Upstream  # noqa: E402
+from qwenproxy.upstream.qwen_web import QwenWeb  # noqa: E402
+from requests_app.recorder import Recorder  # noqa: E402
+
+if TYPE_CHECKING:
+    import httpx
+
+logger = logging.getLogger(__name__)
+
+_LEAN_PATHS = frozenset(("/health", "/healthz", "/health/detailed", "/readyz", "/metrics"))
+# Pages of Django's own: they render templates.
+_STOCK_PATHS = ("/v1/docs", "/v1/openapi.json")
+
+
+class Application:
+    """`gateway` exists between lifespan's startup and shutdown."""
+
+    def __init__(self) -> None:
+        self._django: ASGIHandler = get_asgi_application()
+        self._lean = LeanHandler()
+        self.gateway: Gateway | None = None
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path: str = scope["path"]
+            if (path.startswith("/v1/") and not path.startswith(_STOCK_PATHS)) or (
+                path in _LEAN_PATHS
+            ):
+                await self._lean(scope, receive, send, self.gateway)
+            else:
+                await self._django(scope, receive, send)  # type: ignore[arg-type]  # asgiref's narrower types
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        # A failure here is the server's to report: it runs with lifespan "on" and ends.
+        await receive()
+        stop = await self._start()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _start(self) -> Callable[[], Awaitable[None]]:
+        client = open_client()
+        routing = Routing(
+            lambda stored: _make_upstream(client, _account(stored)),
+            models_ttl_s=settings.MODELS_TTL_S,
+            default_model=settings.DEFAULT_MODEL,
+            aliases=settings.MODEL_ALIASES,
+        )
+        recorder = Recorder(
+            lock_directory=settings.DATA_DIR / "workers",
+            queue_turns=settings.RECORDER_QUEUE_TURNS,
+            deadline_s=settings.RECORDER_DEADLINE_S,
+            session_ttl=timedelta(hours=settings.SESSION_TTL_H),
+        )
+        await recorder.start()
+        routing.start()
+        gateway = self.gateway = Gateway(recorder, routing, _turn_settings())
+
+        async def stop() -> None:
+            late = await gateway.drain(settings.DRAIN_TIMEOUT_S)
+            if late:
+                logger.warning("%d answers were interrupted by the shutdown", late)
+            routing.stop()
+            await recorder.stop()
+            await client.aclose()
+            await asyncio.to_thread(close_pool)
+            self.gateway = None
+
+        return stop
+
+
+def _make_upstream(client: httpx.AsyncClient, account: Account) -> Upstream:
+    match account.kind:
+        case "qwen_web":
+            return QwenWeb(client, account, parent_rule=settings.QWEN_PARENT_RULE)
+        case "dashscope":
+            return DashScope(client, account)
+        case "demo":
+            return Demo(account)
+        case "openai_compatible":
+            return OpenAICompatible(client, account)
+
+
+def _turn_settings() -> TurnSettings:
+    return TurnSettings(
+        send_buffer_bytes=settings.SEND_BUFFER_BYTES,
+        send_timeout_s=settings.SEND_TIMEOUT_S,
+        keep_alive_s=settings.KEEP_ALIVE_S,
+        turn_timeout_s=settings.TURN_TIMEOUT_S,
+        upstream_retries=settings.UPSTREAM_RETRIES,
+        parent_rule=settings.QWEN_PARENT_RULE,
+        on_client_left=settings.ON_CLIENT_LEFT,
+    )
+
+
+def _account(stored: StoredAccount) -> Account:
+    secrets = stored.secrets
+    headers = secrets.get("headers")
+    return Account(
+        id=stored.id,
+        name=stored.name,
+        kind=stored.kind,  # type: ignore[arg-type]  # checked by the model's choices
+        base_url=stored.base_url,
+        credentials=Credentials(
+            api_key=str(secrets.get("api_key", "")),
+            cookies=str(secrets.get("cookies", "")),
+            token=str(secrets.get("token", "")),
+            user_agent=str(secrets.get("user_agent", "")),
+            headers=headers if isinstance(headers, dict) else {},
+        ),
+    )
+
+
+application = Application()

@@ -1,0 +1,184 @@
+"""The lean ASGI handler under /v1 and the health routes: no middleware, no thread per request.
+
+Django's stock handler costs about ten times as much (docs/performance.md). This one uses its public
+parts only: the request class, the URL resolver, the response's headers and content. It bounds the
+body, checks the Host, answers CORS, and lets a `ClientStream` drive the connection itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import DisallowedHost
+from django.core.handlers.asgi import ASGIRequest
+from django.http import Http404, HttpResponse
+from django.http.response import HttpResponseBase
+from django.urls import get_resolver
+
+from qwenproxy.errors import BodyTooLarge, GatewayError, NotFound, error_headers, to_openai_error
+from qwenproxy.proxy.gateway import Gateway
+from qwenproxy.proxy.streaming import ClientStream, Receive, Send
+from qwenproxy.wire import json
+
+logger = logging.getLogger(__name__)
+
+_EXPOSED = "x-request-id, x-session-id, retry-after"
+# A body over the limit is read to its end before it is refused, up to this many times the limit:
+# clients that send all before they read would see a reset in place of the answer.
+_DISCARD_FACTOR = 4
+
+
+class LeanRequest(ASGIRequest):
+    """Django's request, its body read already."""
+
+    gateway: Gateway | None
+
+    def __init__(self, scope: dict[str, Any], body: bytes, gateway: Gateway | None) -> None:
+        super().__init__(scope, BytesIO())
+        self._body = body
+        self.gateway = gateway
+
+
+class _ClientGone(Exception):
+    pass
+
+
+class LeanHandler:
+    def __init__(self) -> None:
+        self._resolver = get_resolver()
+        self._cors = _cors_origins(settings.CORS_ORIGINS)
+        self._known_hosts: set[bytes] = set()
+
+    async def __call__(
+        self, scope: dict[str, Any], receive: Receive, send: Send, gateway: Gateway | None
+    ) -> None:
+        cors = self._cors_headers(scope)
+        response: HttpResponseBase
+        try:
+            body = await self._read_body(scope, receive)
+            response = await self._respond(LeanRequest(scope, body, gateway))
+        except _ClientGone:
+            return
+        except GatewayError as error:
+            response = error_response(error)
+            if isinstance(error, BodyTooLarge):
+                # What is left of the body would be read as the next request.
+                response["Connection"] = "close"
+        except Exception:
+            # The last handler: a fault of ours is logged, and the client hears no more than that.
+            logger.exception("request failed: %s %s", scope["method"], scope["path"])
+            response = error_response(GatewayError("internal error"))
+        if isinstance(response, ClientStream):
+            await response.drive(receive, send, extra_headers=cors)
+        else:
+            await _send_whole(response, send, cors)
+
+    async def _read_body(self, scope: dict[str, Any], receive: Receive) -> bytes:
+        limit = settings.MAX_BODY_BYTES
+        pieces: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _ClientGone
+            piece: bytes = message.get("body", b"")
+            size += len(piece)
+            if size <= limit:
+                pieces.append(piece)
+            else:
+                pieces.clear()
+            if not message.get("more_body") or size > limit * _DISCARD_FACTOR:
+                break
+        if size > limit:
+            raise BodyTooLarge(
+                f"the body has more than {limit} bytes (QWENPROXY_MAX_BODY_MB sets the limit)"
+            )
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _respond(self, request: LeanRequest) -> HttpResponseBase:
+        self._check_host(request)
+        if request.method == "OPTIONS":
+            return HttpResponse(status=204)
+        try:
+            match = self._resolver.resolve(request.path_info)
+        except Http404:
+            return error_response(NotFound(f"there is no {request.path}", code="unknown_url"))
+        request.resolver_match = match
+        response: HttpResponseBase = await match.func(request, *match.args, **match.kwargs)
+        if response.status_code == 405:
+            refused = error_response(
+                GatewayError(f"{request.method} is not for {request.path}", status=405)
+            )
+            refused["Allow"] = response.headers.get("Allow", "")
+            return refused
+        return response
+
+    def _check_host(self, request: LeanRequest) -> None:
+        host = request.META.get("HTTP_HOST", "").encode("latin-1", "replace")
+        if host in self._known_hosts:
+            return
+        try:
+            request.get_host()
+        except DisallowedHost as exc:
+            raise GatewayError(
+                "this Host is not served: set QWENPROXY_PUBLIC_URL or QWENPROXY_ALLOWED_HOSTS",
+                status=400,
+                code="invalid_host",
+            ) from exc
+        if len(self._known_hosts) < 1000:
+            self._known_hosts.add(host)
+
+    def _cors_headers(self, scope: dict[str, Any]) -> dict[str, str]:
+        origin = next((value for name, value in scope["headers"] if name == b"origin"), None)
+        if origin is None:
+            return {}
+        allowed = "*" if self._cors is None else origin.decode("latin-1")
+        if self._cors is not None and allowed not in self._cors:
+            return {"Vary": "Origin"}
+        headers = {
+            "Access-Control-Allow-Origin": allowed,
+            "Access-Control-Expose-Headers": _EXPOSED,
+            "Vary": "Origin",
+        }
+        if scope["method"] == "OPTIONS":
+            asked = next(
+                (v for n, v in scope["headers"] if n == b"access-control-request-headers"), b"*"
+            )
+            headers["Access-Control-Allow-Methods"] = "GET, POST, DELETE, OPTIONS"
+            headers["Access-Control-Allow-Headers"] = asked.decode("latin-1")
+            headers["Access-Control-Max-Age"] = "86400"
+        return headers
+
+
+def _cors_origins(origins: Sequence[str]) -> frozenset[str] | None:
+    """Null stands for any origin."""
+    return None if "*" in origins else frozenset(origins)
+
+
+def error_response(error: GatewayError) -> HttpResponse:
+    """OpenAI's error body with its status and headers."""
+    return HttpResponse(
+        json.dumps(to_openai_error(error)),
+        status=error.http_status,
+        content_type="application/json",
+        headers=error_headers(error),
+    )
+
+
+async def _send_whole(response: HttpResponseBase, send: Send, extra: dict[str, str]) -> None:
+    assert isinstance(response, HttpResponse)
+    content = response.content
+    headers = [
+        (name.lower().encode("ascii"), value.encode("latin-1"))
+        for name, value in (*response.items(), *extra.items())
+    ]
+    headers.append((b"content-length", b"%d" % len(content)))
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+    # Never `response.close()`: it fires Django's signals on the loop.
+    for closer in response._resource_closers:  # type: ignore[attr-defined]  # no public name
+        closer()

@@ -1,0 +1,113 @@
+"""Whether the process lives (`/healthz`), may be given traffic (`/readyz`), and what it counts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from django.conf import settings
+from django.db import Error as DatabaseError
+from django.http import HttpResponse
+
+from qwenproxy import __version__, metrics
+from qwenproxy.access.auth import authenticate
+from qwenproxy.database import run_in_db
+from qwenproxy.errors import GatewayError
+from qwenproxy.schema.startup import read_state
+from qwenproxy.wire import json
+from qwenproxy.wire.json import JSONObject
+
+if TYPE_CHECKING:
+    from qwenproxy.asgi_handler import LeanRequest
+    from qwenproxy.proxy.gateway import Gateway
+
+_STARTED_AT = time.monotonic()
+_CHECK_TIMEOUT_S = 2.0
+
+
+async def alive(request: LeanRequest) -> HttpResponse:
+    """Alive; asks nothing of the database."""
+    return _json(
+        {
+            "status": "healthy",
+            "timestamp": int(time.time() * 1000),
+            "uptime": round(time.monotonic() - _STARTED_AT, 3),
+        }
+    )
+
+
+async def ready(request: LeanRequest) -> HttpResponse:
+    """200, or 503 with what is not ready: serving, recording, schema."""
+    checks = await _checks(request.gateway)
+    return _report(checks, {})
+
+
+async def detailed(request: LeanRequest) -> HttpResponse:
+    """The same checks with figures, for an admin key."""
+    await authenticate(request, scope="admin")
+    gateway = request.gateway
+    figures: JSONObject = {
+        "version": __version__,
+        "uptime": round(time.monotonic() - _STARTED_AT, 3),
+        "running": gateway.running if gateway else 0,
+        "recorder_queue": gateway.recorder.queued if gateway else 0,
+        "unrecorded": gateway.recorder.unrecorded if gateway else 0,
+    }
+    return _report(await _checks(gateway), figures)
+
+
+async def show_metrics(request: LeanRequest) -> HttpResponse:
+    """Prometheus exposition; needs an admin key unless QWENPROXY_METRICS_OPEN."""
+    if not settings.METRICS_OPEN:
+        await authenticate(request, scope="admin")
+    if (gateway := request.gateway) is not None:
+        metrics.RUNNING.set(gateway.running)
+        metrics.RECORDER_QUEUE.set(gateway.recorder.queued)
+        metrics.UNRECORDED.set(gateway.recorder.unrecorded)
+    return HttpResponse(metrics.exposition(), content_type=metrics.CONTENT_TYPE)
+
+
+async def _checks(gateway: Gateway | None) -> dict[str, str]:
+    """Each part and "ok", or what is wrong with it."""
+    if gateway is None:
+        return {"serving": "starting"}
+    return {
+        "serving": "draining" if gateway.draining else "ok",
+        "recording": await _check_recording(gateway),
+        "schema": await _check_schema(),
+    }
+
+
+async def _check_recording(gateway: Gateway) -> str:
+    try:
+        async with asyncio.timeout(_CHECK_TIMEOUT_S):
+            await gateway.recorder.run(lambda tx: tx.execute("SELECT 1"))
+    except TimeoutError:
+        return f"no write within {_CHECK_TIMEOUT_S:g} s"
+    except GatewayError as error:
+        return error.message
+    return "ok"
+
+
+async def _check_schema() -> str:
+    try:
+        async with asyncio.timeout(_CHECK_TIMEOUT_S):
+            state = await run_in_db(read_state)
+    except TimeoutError:
+        return f"no answer within {_CHECK_TIMEOUT_S:g} s"
+    except DatabaseError as exc:
+        return f"the database does not answer: {type(exc).__name__}"
+    if state.unknown:
+        return "the database is ahead of this version"
+    return f"{len(state.pending)} migrations are pending" if state.pending else "ok"
+
+
+def _report(checks: dict[str, str], figures: JSONObject) -> HttpResponse:
+    is_ready = all(state == "ok" for state in checks.values())
+    body: JSONObject = {"status": "ready" if is_ready else "not_ready", "checks": {**checks}}
+    return _json({**body, **figures}, status=200 if is_ready else 503)
+
+
+def _json(body: JSONObject, *, status: int = 200) -> HttpResponse:
+    return HttpResponse(json.dumps(body), status=status, content_type="application/json")

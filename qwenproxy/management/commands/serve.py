@@ -1,0 +1,153 @@
+"""Brings the database up to date, then serves; the one command an operator runs."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import sys
+from argparse import ArgumentParser
+from typing import Any
+
+import uvicorn
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+
+from qwenproxy.access import first_start
+from qwenproxy.asgi import application
+from qwenproxy.proxy import discovery
+from qwenproxy.schema.startup import DatabaseAhead, LockTimeout, bring_up_to_date
+
+# Beyond the drain's deadline: interrupted turns record their end and say so to their clients.
+_GRACE_S = 10
+
+
+class _Server(uvicorn.Server):
+    """Begins to drain at the signal, while connections are still being served."""
+
+    _draining: asyncio.Task[int] | None = None
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if application.gateway is not None:
+            self._draining = asyncio.create_task(
+                application.gateway.drain(settings.DRAIN_TIMEOUT_S)
+            )
+        await super().shutdown(sockets)
+
+
+class Command(BaseCommand):
+    help = "Bring the database up to date, then serve the API and the admin."
+    requires_migrations_checks = False
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--host", default=settings.HOST, help="QWENPROXY_HOST")
+        parser.add_argument("--port", type=int, default=settings.PORT, help="QWENPROXY_PORT")
+
+    def handle(self, *args: Any, host: str, port: int, **options: Any) -> None:
+        listener = _bind(host, port)
+        port = listener.getsockname()[1]
+        address = f"http://{_shown_host(host)}:{port}"
+        try:
+            bring_up_to_date(self._say)
+        except (DatabaseAhead, LockTimeout) as exc:
+            raise CommandError(
+                str(exc), returncode=4 if isinstance(exc, DatabaseAhead) else 8
+            ) from exc
+        begun = first_start.prepare()
+        self._introduce(begun, address)
+        if settings.DISCOVER_UPSTREAMS:
+            self._discover(port)
+        config = uvicorn.Config(
+            application,
+            loop="uvloop",
+            http="httptools",
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=int(settings.DRAIN_TIMEOUT_S + _GRACE_S),
+            timeout_keep_alive=75,
+        )
+        self._say(f"Serving on {address} (Ctrl-C stops)")
+        server = _Server(config)
+        server.run(sockets=[listener])
+        if not server.started:
+            raise CommandError("The gateway could not start; the log above says why.")
+
+    def _say(self, line: str) -> None:
+        self.stdout.write(line)
+        self.stdout.flush()
+
+    def _introduce(self, begun: first_start.FirstStart, address: str) -> None:
+        """Tell what the first start made; the secrets are shown here and never again."""
+        lines = []
+        if begun.admin_password:
+            lines += [
+                f"  Admin      {address}/admin/",
+                f"  User       {begun.admin_user}",
+                f"  Password   {begun.admin_password}",
+                "             (shown once; another: .venv/bin/python manage.py changepassword "
+                f"{begun.admin_user})",
+            ]
+        if begun.api_key_is_new:
+            lines += [
+                f"  API key    {begun.api_key}",
+                "             (shown once; another: .venv/bin/python manage.py createapikey NAME)",
+            ]
+        if begun.api_key:
+            key = begun.api_key if begun.api_key_is_new else "$QWENPROXY_API_KEY"
+            lines += ["", "  Try it:", "", *_curl(address, key)]
+        if lines:
+            self._say("\n".join(["", "Qwen Proxy is set up.", "", *lines, ""]))
+        for name in begun.seeded:
+            self._say(f"Upstream account from the environment: {name}")
+        if begun.demo:
+            self._say(
+                "No upstream is connected yet: the built-in demo answers as qwen-demo. "
+                f"Add one at {address}/admin/access/upstreamaccount/add/"
+            )
+
+    def _discover(self, port: int) -> None:
+        for found in asyncio.run(discovery.discover(own_port=port)):
+            self._say(
+                f"Found {found.name} at {found.base_url} with {', '.join(found.models[:3])}: "
+                "the admin offers it under Upstream accounts."
+            )
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    if sys.platform != "win32":
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        # Bound alone does not keep a second server out on every system.
+        listener.listen(2048)
+    except OSError as exc:
+        listener.close()
+        if exc.errno == errno.EADDRINUSE:
+            raise CommandError(
+                f"Port {port} of {host} is taken by another program. "
+                "Stop that one, or choose another port: QWENPROXY_PORT=8101 make run"
+            ) from exc
+        raise CommandError(f"Cannot listen on {host}:{port}: {exc.strerror}") from exc
+    listener.set_inheritable(False)
+    return listener
+
+
+def _shown_host(host: str) -> str:
+    if host in ("", "0.0.0.0", "::"):  # noqa: S104  # shown, not bound
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _curl(address: str, key: str) -> list[str]:
+    return [
+        f"  curl {address}/v1/chat/completions \\",
+        f'    -H "Authorization: Bearer {key}" \\',
+        "    -H 'Content-Type: application/json' \\",
+        """    -d '{"messages":[{"role":"user","content":"Hello!"}]}'""",
+    ]

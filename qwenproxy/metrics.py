@@ -1,0 +1,55 @@
+"""Prometheus metrics, under OpenTelemetry's GenAI names where they have one."""
+
+from __future__ import annotations
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+DURATION = Histogram(
+    "gen_ai_server_request_duration_seconds",
+    "From a request's arrival to the end of its answer.",
+    ["gen_ai_request_model", "status"],
+    buckets=_SECONDS,
+)
+TIME_TO_FIRST_TOKEN = Histogram(
+    "gen_ai_server_time_to_first_token_seconds",
+    "From a request's arrival to the first piece of its answer.",
+    ["gen_ai_request_model"],
+    buckets=_SECONDS,
+)
+TOKENS = Counter(
+    "gen_ai_client_token_usage",
+    "Tokens, as the upstreams report them.",
+    ["gen_ai_request_model", "gen_ai_token_type"],
+)
+RUNNING = Gauge("qwenproxy_turns_running", "Answers that are being given now.")
+RECORDER_QUEUE = Gauge("qwenproxy_recorder_queue", "Writes that wait for the recorder.")
+UNRECORDED = Gauge(
+    "qwenproxy_unrecorded_answers", "Answers whose session was deleted while they ran."
+)
+
+
+def observe_turn(
+    *,
+    model: str,
+    status: str,
+    duration_s: float,
+    ttft_s: float | None,
+    prompt_tokens: int,
+    completion_tokens: int,
+) -> None:
+    """Count a turn that ended."""
+    DURATION.labels(model, status).observe(duration_s)
+    if ttft_s is not None:
+        TIME_TO_FIRST_TOKEN.labels(model).observe(ttft_s)
+    if prompt_tokens:
+        TOKENS.labels(model, "input").inc(prompt_tokens)
+    if completion_tokens:
+        TOKENS.labels(model, "output").inc(completion_tokens)
+
+
+def exposition() -> bytes:
+    return generate_latest(REGISTRY)

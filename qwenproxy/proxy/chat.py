@@ -1,0 +1,68 @@
+"""`POST /v1/chat/completions` and `POST /v1/completions`: thin endpoints over `Turn`."""
+
+from __future__ import annotations
+
+from django.http.response import HttpResponseBase
+
+from qwenproxy.proxy import schemas
+from qwenproxy.proxy.gateway import GatewayRequest
+from qwenproxy.proxy.turn import Caller, Dialect, Turn
+from qwenproxy.wire import openai_chat, openai_completions
+from qwenproxy.wire.events import UsageReport
+from qwenproxy.wire.json import JSONObject
+
+CHAT = Dialect("chatcmpl-", openai_chat.ChatChunkEncoder, openai_chat.completion)
+
+
+def _whole_completion(
+    *,
+    response_id: str,
+    model: str,
+    created: int,
+    message: JSONObject,
+    reasoning: str,
+    finish_reason: str,
+    usage: UsageReport | None,
+) -> JSONObject:
+    return openai_completions.completion(
+        response_id=response_id,
+        model=model,
+        created=created,
+        text=str(message["content"] or ""),
+        finish_reason=finish_reason,
+        usage=usage,
+    )
+
+
+COMPLETIONS = Dialect("cmpl-", openai_completions.CompletionChunkEncoder, _whole_completion)
+
+
+async def create_chat_completion(request: GatewayRequest) -> HttpResponseBase:
+    """Answer a conversation, whole or as server-sent events.
+
+    The body is OpenAI's; members that the gateway does not know go to the upstream as they are. The
+    headers `x-request-id` and `x-session-id` of the answer name its record.
+    """
+    return await _start(request, CHAT, schemas.parse_chat(request.body))
+
+
+async def create_completion(request: GatewayRequest) -> HttpResponseBase:
+    """Continue a prompt (OpenAI's legacy completions), whole or as server-sent events.
+
+    Upstreams without `/completions` get the prompt as one user message.
+    """
+    return await _start(request, COMPLETIONS, schemas.parse_completion(request.body))
+
+
+async def _start(request: GatewayRequest, dialect: Dialect, body: schemas.Body) -> HttpResponseBase:
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    caller = Caller(
+        api_key_id=request.auth.id,
+        method=request.method or "POST",
+        path=request.path,
+        user_agent=headers.get("user-agent", ""),
+        external_id=schemas.external_session_id(headers, body),
+    )
+    route = await request.gateway.routing.route(body.model)
+    turn = Turn(request.gateway, dialect, caller, body, route)
+    return await turn.start()

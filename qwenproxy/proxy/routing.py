@@ -1,0 +1,231 @@
+"""Which accounts serve a model: model lists, aliases, the default model, the order of failover.
+
+A model id belongs to the accounts that list it. Lists are what the upstreams really serve, cached and
+refreshed; an account whose list cannot be read stays a candidate for models nobody lists, so that its
+own error reaches the record. All state is in memory, on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from django.db.models.signals import post_delete, post_save
+
+from qwenproxy.access.accounts import StoredAccount, load_accounts
+from qwenproxy.access.models import UpstreamAccount
+from qwenproxy.database import run_in_db
+from qwenproxy.errors import GatewayError, NotFound, NoUpstream
+from qwenproxy.upstream.protocol import ModelInfo, Upstream
+
+logger = logging.getLogger(__name__)
+
+# Accounts changed by another process are seen after this time; by this process at once.
+_ACCOUNTS_TTL_S = 2.0
+# A list that could not be read is asked for again no sooner than this.
+_FAILED_TTL_S = 5.0
+# An unknown model has the lists read again, unless they are younger than this.
+_FRESH_S = 10.0
+
+
+@dataclass(slots=True)
+class _Listing:
+    """One account's models; `models` is null until its list was read once."""
+
+    upstream: Upstream
+    stored: StoredAccount
+    models: dict[str, ModelInfo] | None = None
+    # The upstream has no model list at all: it takes any model.
+    unlisted: bool = False
+    read_at: float = float("-inf")
+    failed_at: float = float("-inf")
+    task: asyncio.Task[None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A model's id as its upstreams name it, and who serves it, the first choice first."""
+
+    model: str
+    upstreams: Sequence[Upstream]
+
+
+@dataclass(slots=True, weakref_slot=True, eq=False)
+class Routing:
+    """Made at start-up; `make_upstream` builds the client of one account."""
+
+    make_upstream: Callable[[StoredAccount], Upstream]
+    models_ttl_s: float
+    default_model: str = ""
+    # Shell-style pattern -> model id; an empty id is the default model.
+    aliases: Sequence[tuple[str, str]] = ()
+    _listings: list[_Listing] = field(default_factory=list)
+    _loaded_at: float = float("-inf")
+    _loading: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Watch for accounts that this process changes."""
+        post_save.connect(self._forget, sender=UpstreamAccount, dispatch_uid="routing.save")
+        post_delete.connect(self._forget, sender=UpstreamAccount, dispatch_uid="routing.delete")
+
+    def stop(self) -> None:
+        post_save.disconnect(sender=UpstreamAccount, dispatch_uid="routing.save")
+        post_delete.disconnect(sender=UpstreamAccount, dispatch_uid="routing.delete")
+        for task in self._tasks():
+            task.cancel()
+
+    async def route(self, model: str) -> Route:
+        """Find who serves a model; an empty name is the default model.
+
+        Raises:
+            NoUpstream: there is no account at all.
+            NotFound: no account serves it.
+        """
+        await self._load()
+        if not self._listings:
+            raise NoUpstream(
+                "no upstream account is set up: add one in the admin under Upstream accounts"
+            )
+        self._refresh()
+        # A list that cannot be read holds up only requests for what no other list has.
+        route = self._listed(model)
+        if route is None:
+            await self._read_lists(lambda listing: listing.models is None)
+            route = self._find(model)
+        if route is None:
+            now = time.monotonic()
+            await self._read_lists(lambda listing: now - listing.read_at > _FRESH_S)
+            route = self._find(model)
+        if route is None:
+            raise NotFound(
+                f"the model {model!r} does not exist: GET /v1/models lists those that do",
+                param="model",
+                code="model_not_found",
+            )
+        return route
+
+    async def models(self) -> list[ModelInfo]:
+        """Everything that the upstreams list now, each id once."""
+        await self._load()
+        self._refresh()
+        await self._read_lists(lambda listing: listing.models is None)
+        merged: dict[str, ModelInfo] = {}
+        for listing in self._listings:
+            for info in (listing.models or {}).values():
+                merged.setdefault(info.id, info)
+        return list(merged.values())
+
+    def _find(self, model: str) -> Route | None:
+        if not model:
+            model = self._default()
+        if (route := self._listed(model)) is not None:
+            return route
+        for pattern, target in self.aliases:
+            if fnmatchcase(model.lower(), pattern.lower()):
+                route = self._listed(target or self._default())
+                if route is not None:
+                    return route
+        open_ended = [
+            listing.upstream
+            for listing in self._listings
+            if listing.unlisted or listing.models is None
+        ]
+        return Route(model, open_ended) if open_ended and model else None
+
+    def _listed(self, model: str) -> Route | None:
+        serving = [
+            listing.upstream for listing in self._listings if model in (listing.models or {})
+        ]
+        return Route(model, serving) if serving else None
+
+    def _default(self) -> str:
+        if self.default_model:
+            return self.default_model
+        for listing in self._listings:
+            for model in listing.models or {}:
+                return model
+        return ""
+
+    # Accounts and their lists.
+
+    def _forget(self, **kwargs: object) -> None:
+        # Called in whatever thread saved the account; one assignment is all it does.
+        self._loaded_at = float("-inf")
+
+    async def _load(self) -> None:
+        age_s = time.monotonic() - self._loaded_at
+        if age_s < _ACCOUNTS_TTL_S:
+            return
+        if self._loading is None:
+            self._loading = self._spawn(self._load_accounts())
+        if age_s == float("inf"):
+            await asyncio.shield(self._loading)
+
+    async def _load_accounts(self) -> None:
+        started = time.monotonic()
+        try:
+            stored = await run_in_db(load_accounts)
+            known = {listing.stored.id: listing for listing in self._listings}
+            self._listings = [
+                listing
+                if (listing := known.get(account.id)) and listing.stored == account
+                else _Listing(self.make_upstream(account), account)
+                for account in stored
+            ]
+            self._loaded_at = started
+        finally:
+            self._loading = None
+
+    def _refresh(self) -> None:
+        """Start reading the lists that are old; nobody waits for them."""
+        now = time.monotonic()
+        for listing in self._listings:
+            if now - listing.read_at > self.models_ttl_s:
+                self._start_reading(listing, now)
+
+    async def _read_lists(self, wanted: Callable[[_Listing], bool]) -> None:
+        now = time.monotonic()
+        tasks = [
+            task
+            for listing in self._listings
+            if wanted(listing) and (task := self._start_reading(listing, now)) is not None
+        ]
+        if tasks:
+            await asyncio.shield(asyncio.gather(*tasks))
+
+    def _start_reading(self, listing: _Listing, now: float) -> asyncio.Task[None] | None:
+        if listing.task is None and now - listing.failed_at > _FAILED_TTL_S:
+            listing.task = self._spawn(self._read_list(listing))
+        return listing.task
+
+    async def _read_list(self, listing: _Listing) -> None:
+        try:
+            models = await listing.upstream.list_models()
+        except NotFound:
+            listing.unlisted = True
+            listing.models = listing.models or {}
+            listing.read_at = time.monotonic()
+        except GatewayError as exc:
+            listing.failed_at = time.monotonic()
+            logger.warning("models of account %r: %s", listing.stored.name, exc.message)
+        else:
+            listing.models = {info.id: info for info in models}
+            listing.read_at = time.monotonic()
+        finally:
+            listing.task = None
+
+    def _spawn(self, work: Coroutine[object, None, None]) -> asyncio.Task[None]:
+        # A clean context: a task that outlives its request must not inherit the request's.
+        return asyncio.create_task(work, context=contextvars.Context())
+
+    def _tasks(self) -> Iterable[asyncio.Task[None]]:
+        if self._loading is not None:
+            yield self._loading
+        for listing in self._listings:
+            if listing.task is not None:
+                yield listing.task

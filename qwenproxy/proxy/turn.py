@@ -1,0 +1,529 @@
+"""One user->assistant exchange, in a task of its own that survives its client.
+
+`start` puts the turn on record; `run` asks the upstreams, hands events on and puts the end on record
+*before* the client hears of it: agents act on `finish_reason`. Other accounts and further tries are
+asked only while nothing of an answer has been handed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Literal, Protocol
+from uuid import uuid4
+
+from qwenproxy.errors import (
+    GatewayError,
+    ShuttingDown,
+    UpstreamAuthExpired,
+    UpstreamChallenged,
+    UpstreamChatBusy,
+    UpstreamChatGone,
+    UpstreamError,
+    UpstreamProtocolError,
+    UpstreamRateLimited,
+    UpstreamTimeout,
+    to_openai_error,
+)
+from qwenproxy.proxy.gateway import Gateway
+from qwenproxy.proxy.routing import Route
+from qwenproxy.proxy.schemas import Body
+from qwenproxy.proxy.streaming import ClientStream
+from qwenproxy.upstream.protocol import ChatTarget, Upstream, UpstreamCall
+from qwenproxy.wire import history, json
+from qwenproxy.wire.events import (
+    Accumulator,
+    Event,
+    Finished,
+    ReasoningDelta,
+    Sent,
+    Started,
+    TextDelta,
+    ToolCallDelta,
+    UsageReport,
+)
+from qwenproxy.wire.json import JSONObject
+from requests_app.writes import BlobText, ChatRow, Closing, Opened, Opening
+
+logger = logging.getLogger(__name__)
+
+_CONTENT = (TextDelta, ReasoningDelta, ToolCallDelta, Finished)
+# Another try at the same account would end the same way, or make things worse.
+_NOT_AGAIN = (UpstreamTimeout, UpstreamRateLimited, UpstreamChallenged, UpstreamAuthExpired)
+_FIRST_DELAY_S = 0.25
+# OpenAI's own estimate for English; Chinese text comes out close to it by bytes as well.
+_BYTES_PER_TOKEN = 4
+
+
+class _Encoder(Protocol):
+    """The streamed form of one client protocol."""
+
+    def encode(self, events: Sequence[Event]) -> bytes: ...
+    def finish(self, reason: str, usage: UsageReport | None) -> bytes: ...
+    def error(self, body: JSONObject) -> bytes: ...
+
+
+class _Whole(Protocol):
+    """The whole form of one client protocol."""
+
+    def __call__(
+        self,
+        *,
+        response_id: str,
+        model: str,
+        created: int,
+        message: JSONObject,
+        reasoning: str,
+        finish_reason: str,
+        usage: UsageReport | None,
+    ) -> JSONObject: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """A client protocol: what its ids begin with and how answers are written."""
+
+    id_prefix: str
+    make_encoder: Callable[..., _Encoder]
+    whole: _Whole
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asked, and how, as the record keeps it."""
+
+    api_key_id: int
+    method: str
+    path: str
+    user_agent: str
+    external_id: str | None
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    gateway: Gateway
+    dialect: Dialect
+    caller: Caller
+    body: Body
+    route: Route
+    request_id: str = field(init=False)
+    response_id: str = field(init=False)
+    client: ClientStream = field(init=False)
+    answer: Accumulator = field(init=False, default_factory=Accumulator)
+    opened: Opened = field(init=False)
+    _opening: Opening = field(init=False)
+    _encoder: _Encoder = field(init=False)
+    _task: asyncio.Task[None] | None = field(init=False, default=None)
+    _started_at: float = field(init=False, default_factory=time.monotonic)
+    _first_at: float | None = field(init=False, default=None)
+    _attempts: list[JSONObject] = field(init=False, default_factory=list)
+    _upstream: Upstream | None = field(init=False, default=None)
+    _upstream_label: str = field(init=False, default="")
+    _ending: Literal["", "cancelled", "interrupted"] = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        self.request_id = f"req_{uuid4().hex}"
+        self.response_id = f"{self.dialect.id_prefix}{uuid4().hex}"
+        settings = self.gateway.settings
+        self.client = ClientStream(
+            sse=self.body.stream,
+            buffer_bytes=settings.send_buffer_bytes,
+            send_timeout_s=settings.send_timeout_s,
+            keep_alive_s=settings.keep_alive_s,
+            on_left=self._client_left,
+        )
+        self.client["x-request-id"] = self.request_id
+        self._opening = self._make_opening()
+        self._encoder = self.dialect.make_encoder(
+            response_id=self.response_id,
+            model=self.route.model,
+            created=int(self._opening.created_at.timestamp()),
+            include_usage=self.body.include_usage,
+        )
+
+    async def start(self) -> ClientStream:
+        """Put the turn on record as in progress, then let it run; return what its client holds.
+
+        Raises:
+            ShuttingDown: the gateway takes no new turns.
+            RecorderUnavailable: the turn could not be recorded, so the upstream is not asked.
+        """
+        if self.gateway.draining:
+            raise ShuttingDown("the gateway is shutting down: try again in a moment")
+        self.gateway.enter(self)
+        try:
+            self.opened = await self.gateway.recorder.open(self._opening)
+        except BaseException:
+            self.gateway.leave(self)
+            raise
+        self.client["x-session-id"] = self.opened.session_id
+        # A clean context: the request's dies with it, the turn may go on.
+        self._task = asyncio.create_task(self._run(), context=contextvars.Context())
+        if self._ending:
+            # Not at once: a task that is cancelled before its first step never gets to its end.
+            asyncio.get_running_loop().call_soon(self._task.cancel)
+        return self.client
+
+    def interrupt(self) -> None:
+        """End the turn with what there is: the gateway stops."""
+        self._end_early("interrupted")
+
+    # The record of its beginning.
+
+    def _make_opening(self) -> Opening:
+        body, caller = self.body, self.caller
+        system, line = history.split_system(body.messages)
+        first_user = next((m for m in line if m.get("role") == "user"), None)
+        title = history.text_of(first_user) if first_user else ""
+        system_blob = _blob("system", list(system)) if system else None
+        tools_blob = _blob("tools", body.tools) if body.tools else None
+        return Opening(
+            api_key_id=caller.api_key_id,
+            user_id=None if body.user is None else json.plain(body.user),
+            external_id=None if caller.external_id is None else json.plain(caller.external_id),
+            request_id=self.request_id,
+            response_id=self.response_id,
+            dialect=body.dialect,
+            method=caller.method,
+            path=json.plain(caller.path[:200]),
+            model=json.plain(body.model or self.route.model),
+            stream=body.stream,
+            user_agent=json.plain(caller.user_agent[:300]),
+            title=json.plain(" ".join(title[:400].split())[:200]),
+            parameters=json.dumps_text(body.recorded_parameters()),
+            system=system_blob,
+            tools=tools_blob,
+            context_digest=history.digest_of(
+                system_blob.digest if system_blob else b"-",
+                tools_blob.digest if tools_blob else b"-",
+            ),
+            line=history.chain(caller.api_key_id, line),
+            created_at=datetime.now(UTC),
+            session_ttl=self.gateway.recorder.session_ttl,
+        )
+
+    # Its run.
+
+    async def _run(self) -> None:
+        try:
+            async with asyncio.timeout(self.gateway.settings.turn_timeout_s):
+                await self._ask()
+            await self._complete()
+        except TimeoutError:
+            limit_s = self.gateway.settings.turn_timeout_s
+            await self._fail(UpstreamTimeout(f"no whole answer within {limit_s:g} seconds"))
+        except GatewayError as error:
+            await self._fail(error)
+        except asyncio.CancelledError:
+            # The gateway's own doing (`_end_early`): the task ends here, with its end on record.
+            await self._fail(ShuttingDown("the answer was stopped before its end"))
+        except Exception:
+            # The turn's edge: whatever went wrong, the row says so and the client hears of it.
+            logger.exception("turn failed", extra={"request_id": self.request_id})
+            await self._fail(GatewayError("internal error"))
+        finally:
+            self.gateway.leave(self)
+
+    async def _ask(self) -> None:
+        """Ask upstreams in their order until one answers whole."""
+        again = self.gateway.settings.upstream_retries
+        delay_s = _FIRST_DELAY_S
+        upstreams = self._ordered_upstreams()
+        has_lost_chat = False
+        while True:
+            upstream = upstreams[0]
+            chat = None if has_lost_chat else self._choose_chat(upstream)
+            try:
+                await self._try(upstream, chat)
+                return
+            except GatewayError as error:
+                if self._first_at is not None or not error.retryable:
+                    raise
+                if chat is not None and isinstance(error, UpstreamChatBusy | UpstreamChatGone):
+                    # The chat cannot go on: a new one gets the whole history, at once.
+                    reason = "busy" if isinstance(error, UpstreamChatBusy) else "gone"
+                    self._upstream_label = f"rebuilt:{reason}"
+                    has_lost_chat = True
+                    continue
+                if len(upstreams) > 1:
+                    upstreams = upstreams[1:]
+                    continue
+                if again == 0 or isinstance(error, _NOT_AGAIN):
+                    raise
+            again -= 1
+            await asyncio.sleep(delay_s)
+            delay_s *= 2
+
+    def _ordered_upstreams(self) -> Sequence[Upstream]:
+        """The account that has the conversation's chat goes first: only there it can go on."""
+        chat = self.opened.resolution.chat
+        if chat is None:
+            return self.route.upstreams
+        return sorted(self.route.upstreams, key=lambda u: u.account.id != chat.account_id)
+
+    def _choose_chat(self, upstream: Upstream) -> ChatTarget | None:
+        """Decide where the turn goes on upstream; a chat goes on only from exactly this prefix."""
+        if not upstream.keeps_chats:
+            self._upstream_label = "whole"
+            return None
+        line = self._opening.line
+        answers = [index for index, node in enumerate(line) if node.role == "assistant"]
+        resolution = self.opened.resolution
+        chat = resolution.chat
+        if not answers:
+            self._upstream_label = "new"
+        elif chat is None:
+            self._upstream_label = "rebuilt:unknown"
+        elif chat.index != answers[-1] or chat.index == len(line) - 1:
+            self._upstream_label = "rebuilt:edited"
+        elif (chat.account_id, chat.model, chat.context_digest) != (
+            upstream.account.id,
+            self.route.model,
+            self._opening.context_digest,
+        ):
+            self._upstream_label = "rebuilt:context"
+        elif chat.chat_id in self.gateway.busy_chats:
+            self._upstream_label = "rebuilt:busy"
+        else:
+            parent_id = (
+                chat.upstream_id
+                if self.gateway.settings.parent_rule == "response_id"
+                else chat.upstream_parent_id
+            )
+            if parent_id is not None:
+                self._upstream_label = "continued"
+                head = len(self.body.messages) - len(line)
+                return ChatTarget(chat.chat_id, parent_id, head + chat.index + 1)
+            self._upstream_label = "rebuilt:unknown"
+        return None
+
+    async def _try(self, upstream: Upstream, chat: ChatTarget | None) -> None:
+        self._upstream = upstream
+        self.answer = Accumulator()
+        attempt: JSONObject = {
+            "account": upstream.account.name,
+            "started": int(time.time() * 1000),
+            "ms": None,
+            "cause": None,
+        }
+        self._attempts.append(attempt)
+        began = time.monotonic()
+        if chat is not None:
+            self.gateway.busy_chats.add(chat.chat_id)
+        try:
+            async with aclosing(upstream.stream(self._make_call(chat))) as batches:
+                async for events in batches:
+                    self._take(events)
+            if self.answer.finish_reason is None:
+                raise UpstreamProtocolError("the upstream's answer has no end")
+        except GatewayError as error:
+            attempt["cause"] = f"{error.error_code}: {error.message}"[:500]
+            raise
+        except asyncio.CancelledError:
+            attempt["cause"] = self._ending or "timeout"
+            await upstream.stop(self.answer.started)
+            raise
+        finally:
+            attempt["ms"] = round((time.monotonic() - began) * 1000)
+            if chat is not None:
+                self.gateway.busy_chats.discard(chat.chat_id)
+
+    def _make_call(self, chat: ChatTarget | None) -> UpstreamCall:
+        body = self.body
+        return UpstreamCall(
+            model=self.route.model,
+            messages=body.messages,
+            parameters=body.parameters,
+            tools=body.tools,
+            prompt=body.prompt,
+            chat=chat,
+        )
+
+    def _take(self, events: Sequence[Event]) -> None:
+        add = self.answer.add
+        has_content = False
+        for event in events:
+            add(event)
+            if isinstance(event, _CONTENT):
+                has_content = True
+        if not has_content:
+            self.gateway.recorder.append(self.response_id, events)
+            return
+        if self._first_at is None:
+            self._first_at = time.monotonic()
+        self.gateway.recorder.append(self.response_id, events)
+        if self.body.stream and (data := self._encoder.encode(events)):
+            self.client.append(data)
+
+    # Its end.
+
+    async def _complete(self) -> None:
+        reason = self.answer.finish_reason or "stop"
+        await self.gateway.recorder.commit(self._make_closing("completed", reason, 200))
+        usage = self.answer.usage or self._estimated_usage()
+        if self.body.stream:
+            self.client.append(self._encoder.finish(reason, usage))
+        else:
+            whole = self.dialect.whole(
+                response_id=self.response_id,
+                model=self.route.model,
+                created=int(self._opening.created_at.timestamp()),
+                message=self.answer.message(),
+                reasoning=self.answer.reasoning,
+                finish_reason=reason,
+                usage=usage,
+            )
+            self.client.append(json.dumps(whole))
+        self.client.end()
+
+    async def _fail(self, error: GatewayError) -> None:
+        logger.log(
+            error.log_level,
+            "turn failed: %s",
+            error.error_code,
+            extra={"request_id": self.request_id, "session_id": self.opened.session_id},
+        )
+        status = self._ending or "failed"
+        # A stream's status went out with its first bytes.
+        http_status = 200 if self.client.has_head else error.http_status
+        closing = self._make_closing(status, "error", http_status)
+        closing.error_type = error.type
+        closing.error_code = error.error_code
+        closing.error_message = json.plain(error.message)
+        if self._ending == "cancelled":
+            closing.finish_reason = "cancelled"
+            closing.http_status = 200 if self.client.has_head else 499
+            closing.error_type, closing.error_code = "client_error", "client_left"
+            closing.error_message = "the client left before the answer's end"
+        if isinstance(error, UpstreamError) and error.body:
+            closing.upstream_response = self._upstream_response(error)
+        try:
+            await self.gateway.recorder.commit(closing)
+        except GatewayError as exc:
+            logger.error("the end of a turn could not be recorded: %s", exc.message)
+            error = exc
+        self.client.fail(error, self._encoder.error(to_openai_error(error)))
+
+    def _client_left(self) -> None:
+        mode = self.gateway.settings.on_client_left or (
+            self._upstream.on_client_left if self._upstream else "cancel"
+        )
+        if mode == "cancel":
+            self._end_early("cancelled")
+
+    def _end_early(self, ending: Literal["cancelled", "interrupted"]) -> None:
+        # Once the answer is whole, its commit is under way: that end stands.
+        if self._ending or self.answer.finish_reason is not None:
+            return
+        self._ending = ending
+        if self._task is not None:
+            self._task.cancel()
+
+    def _make_closing(self, status: str, finish_reason: str, http_status: int) -> Closing:
+        answer, line = self.answer, self._opening.line
+        parent = line[-1].digest if line else None
+        reply = None
+        if answer.has_content or status == "completed":
+            message = answer.message()
+            above = parent or history.root_digest(self.caller.api_key_id)
+            digest = history.message_digest(above, message)
+            reply = history.Node(digest, "assistant", history.encode_content(message))
+        usage = answer.usage
+        source = "reported" if status == "completed" else "partial"
+        if usage is None and reply is not None:
+            usage = self._estimated_usage()
+            source = "estimated" if status == "completed" else "partial"
+        sent, started = answer.sent, answer.started
+        now = time.monotonic()
+        return Closing(
+            session_id=self.opened.session_id,
+            request_id=self.request_id,
+            response_id=self.response_id,
+            reply=reply,
+            parent=parent,
+            dialect=self.body.dialect,
+            position=len(line),
+            status=status,
+            finish_reason=finish_reason,
+            http_status=http_status,
+            completed_at=datetime.now(UTC),
+            session_ttl=self.gateway.recorder.session_ttl,
+            duration_ms=round((now - self._started_at) * 1000),
+            ttft_ms=_ms(self._started_at, self._first_at),
+            client_left=self.client.left,
+            prompt_tokens=usage.prompt_tokens if usage else 0,
+            completion_tokens=usage.completion_tokens if usage else 0,
+            total_tokens=usage.total_tokens if usage else 0,
+            reasoning_tokens=usage.reasoning_tokens if usage else None,
+            cached_tokens=usage.cached_tokens if usage else None,
+            usage_source=source if usage else "",
+            upstream_response=self._upstream_response(None),
+            reasoning=json.plain(answer.reasoning),
+            upstream=self._upstream_label,
+            account_id=self._upstream.account.id if self._upstream else None,
+            attempts=json.dumps_text(self._attempts),
+            upstream_request=_recorded_request(sent),
+            upstream_text_digest=_text_digest(sent),
+            chat=self._chat_row(started),
+            upstream_id=started.response_id,
+            upstream_parent_id=started.parent_id,
+        )
+
+    def _chat_row(self, started: Started) -> ChatRow | None:
+        if started.chat_id is None or self._upstream is None:
+            return None
+        return ChatRow(
+            started.chat_id,
+            self._upstream.account.id,
+            self.route.model,
+            self._opening.context_digest,
+        )
+
+    def _upstream_response(self, error: UpstreamError | None) -> str:
+        answer = self.answer
+        body: JSONObject = {
+            "response_id": answer.started.response_id,
+            "chat_id": answer.started.chat_id,
+            "parent_id": answer.started.parent_id,
+            "model": answer.started.model,
+            "usage": answer.usage.raw if answer.usage else None,
+        }
+        if answer.raw_text:
+            body["raw_text"] = answer.raw_text
+        if error is not None:
+            body["error_body"] = error.body
+            body["status"] = error.upstream_status
+        return json.dumps_text(body)
+
+    def _estimated_usage(self) -> UsageReport:
+        prompt = sum(len(json.dumps(message)) for message in self.body.messages)
+        written = len(json.dumps(self.answer.message())) + len(json.dumps(self.answer.reasoning))
+        prompt_tokens = max(1, prompt // _BYTES_PER_TOKEN)
+        completion_tokens = max(1, written // _BYTES_PER_TOKEN)
+        return UsageReport(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
+
+
+def _blob(kind: str, value: object) -> BlobText:
+    body = json.dumps(value)
+    return BlobText(history.digest_of(kind.encode(), body), kind, body.decode())
+
+
+def _ms(start: float, end: float | None) -> int | None:
+    return None if end is None else round((end - start) * 1000)
+
+
+def _recorded_request(sent: Sent | None) -> str:
+    if sent is None:
+        return ""
+    return json.dumps_text({"request": sent.request, "first_message": sent.first_message})
+
+
+def _text_digest(sent: Sent | None) -> bytes | None:
+    return None if sent is None else sha256(sent.text.encode("utf-8", "surrogatepass")).digest()

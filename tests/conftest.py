@@ -1,0 +1,106 @@
+"""Fixtures of the second and third ring: the real application on a real port with a real database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from openai import OpenAI
+
+from tests.doubles.openai_compatible import OpenAICompatibleDouble
+from tests.doubles.qwen_web import QwenWebDouble
+from tests.doubles.server import serve_in_thread
+
+
+@pytest.fixture
+def openai_compatible() -> OpenAICompatibleDouble:
+    return OpenAICompatibleDouble()
+
+
+@pytest.fixture
+def openai_compatible_url(openai_compatible) -> Iterator[str]:
+    with serve_in_thread(openai_compatible) as url:
+        yield url
+
+
+@pytest.fixture
+def qwen_web() -> QwenWebDouble:
+    return QwenWebDouble()
+
+
+@pytest.fixture
+def qwen_web_url(qwen_web) -> Iterator[str]:
+    with serve_in_thread(qwen_web) as url:
+        yield url
+
+
+@pytest.fixture
+def make_account(transactional_db):
+    from qwenproxy.access.accounts import set_secrets
+    from qwenproxy.access.models import UpstreamAccount
+
+    def make_account(kind: str, base_url: str = "", *, name: str = "", **fields):
+        secrets = fields.pop("secrets", {})
+        account = UpstreamAccount(kind=kind, base_url=base_url, name=name or kind, **fields)
+        set_secrets(account, secrets)
+        account.save()
+        return account
+
+    return make_account
+
+
+@pytest.fixture
+def api_key(transactional_db) -> str:
+    from qwenproxy.access.keys import create_api_key
+
+    return create_api_key(name="tests", scopes=("chat", "records"))[1]
+
+
+@pytest.fixture
+def admin_key(transactional_db) -> str:
+    from qwenproxy.access.keys import create_api_key
+
+    return create_api_key(name="tests-admin", scopes=("chat", "records", "admin"))[1]
+
+
+@pytest.fixture
+def gateway(transactional_db, settings):
+    """The running application; its `url` is where it listens."""
+    from qwenproxy.asgi import Application
+
+    application = Application()
+    with serve_in_thread(application, lifespan="on") as url:
+        application.url = url
+        yield application
+
+
+@pytest.fixture
+def gateway_url(gateway) -> str:
+    return gateway.url
+
+
+@pytest.fixture
+def http(gateway_url, api_key) -> Iterator[httpx.Client]:
+    """A plain client with the key."""
+    with httpx.Client(
+        base_url=gateway_url, headers={"Authorization": f"Bearer {api_key}"}, timeout=30
+    ) as client:
+        yield client
+
+
+@pytest.fixture
+def openai_client(gateway_url, api_key) -> Iterator[OpenAI]:
+    """The official SDK, without its own retries."""
+    with OpenAI(base_url=f"{gateway_url}/v1", api_key=api_key, max_retries=0, timeout=30) as client:
+        yield client
+
+
+def sse_bodies(text: str) -> list[object]:
+    """The JSON bodies of a stream's data lines, without its end mark."""
+    return [
+        json.loads(line[6:])
+        for line in text.splitlines()
+        if line.startswith("data: ") and line != "data: [DONE]"
+    ]
