@@ -157,5 +157,5 @@ class TestForgetCredentials:
         make_account(secrets={"token": "t"})
         encryption_keys("other")
         out, _ = run("forgetcredentials", "--yes")
-        assert "1 accounts" in out
+        assert "accounts: 1" in out
         assert encryption.check_canary() is False

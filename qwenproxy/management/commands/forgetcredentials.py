@@ -26,6 +26,6 @@ class Command(BaseCommand):
             )
         forgotten = accounts.forget_credentials()
         self.stdout.write(
-            f"Deleted the credentials of {forgotten} accounts. Enter them anew in the admin; those from "
+            f"Credentials deleted, accounts: {forgotten}. Enter them anew in the admin; those from "
             "the environment are taken again at the next start."
         )

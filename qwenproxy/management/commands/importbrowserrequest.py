@@ -48,8 +48,8 @@ class Command(BaseCommand):
             self.stderr.write(self.style.WARNING(warning))
         count = len([cookie for cookie in pasted.cookies.split(";") if "=" in cookie])
         self.stdout.write(
-            f"{account.name}: {'created' if is_new else 'updated'}, {account.base_url}, {count} cookies, "
-            f"{len(pasted.headers)} headers. {_expiry(pasted)}"
+            f"{account.name}: {'created' if is_new else 'updated'}, {account.base_url}, cookies: {count}, "
+            f"headers: {len(pasted.headers)}. {_expiry(pasted)}"
         )
         if not account.enabled:
             self.stderr.write("The account is disabled; enable it in the admin.")
