@@ -91,7 +91,7 @@ def load_accounts() -> list[StoredAccount]:
     for account in UpstreamAccount.objects.filter(enabled=True):
         try:
             secrets = get_secrets(account)
-        except (encryption.WrongKey, encryption.DamagedSecret) as exc:
+        except encryption.EncryptionError as exc:
             logger.error("upstream account %r is left out: %s", account.name, exc)
             continue
         loaded.append(
@@ -145,7 +145,7 @@ def renew_encryption() -> int:
                 continue
             try:
                 secrets = encryption.decrypt(account.secrets)
-            except (encryption.WrongKey, encryption.DamagedSecret) as exc:
+            except encryption.EncryptionError as exc:
                 logger.error("the secrets of upstream account %r are lost: %s", account.name, exc)
                 continue
             account.secrets = encryption.encrypt(secrets)

@@ -152,7 +152,7 @@ class UpstreamAccountAdmin(UpstreamAccountModelAdmin):
         """Name what is stored, never its value."""
         try:
             secrets = accounts.get_secrets(obj)
-        except (encryption.WrongKey, encryption.DamagedSecret) as exc:
+        except encryption.EncryptionError as exc:
             return f"unreadable: {exc}"
         names = ", ".join(name.replace("_", " ") for name in secrets) or "nothing"
         expires = token_expiry(str(secrets.get("cookies", "")))

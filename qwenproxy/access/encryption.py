@@ -27,7 +27,11 @@ _CANARY_TEXT = "qwenproxy"
 _CANARY_ID = 1
 
 
-class WrongKey(ImproperlyConfigured):
+class EncryptionError(ImproperlyConfigured):
+    """A stored secret cannot be read; the message says what to do."""
+
+
+class WrongKey(EncryptionError):
     """A stored secret needs a key that QWENPROXY_ENCRYPTION_KEYS does not hold."""
 
     def __init__(self, key_id: str) -> None:
@@ -42,7 +46,7 @@ class WrongKey(ImproperlyConfigured):
         self.key_id = key_id
 
 
-class DamagedSecret(ValueError):
+class DamagedSecret(EncryptionError):
     """A stored secret is not what was once encrypted."""
 
 
@@ -123,7 +127,11 @@ def check_canary() -> bool:
             pk=_CANARY_ID, defaults={"ciphertext": encrypt(_CANARY_TEXT)}
         )
     if decrypt(canary.ciphertext) != _CANARY_TEXT:
-        raise DamagedSecret("the encryption canary was changed")
+        raise DamagedSecret(
+            "The row that tells right encryption keys from wrong ones was changed. Restore the database "
+            "from a backup, or run `manage.py forgetcredentials` and enter the credentials of the upstream "
+            "accounts anew."
+        )
     return is_new
 
 

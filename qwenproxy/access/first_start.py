@@ -50,8 +50,7 @@ def prepare() -> FirstStart:
     """Create what is missing; to be called at every start, after the migrations. Blocks.
 
     Raises:
-        ImproperlyConfigured: wrong encryption keys (`WrongKey`), or a value that cannot be used.
-        DamagedSecret: the canary was changed.
+        ImproperlyConfigured: wrong encryption keys (`EncryptionError`), or a value that cannot be used.
     """
     with transaction.atomic():
         is_first = encryption.check_canary()
@@ -132,7 +131,7 @@ def _seed(kind: str, values: Mapping[str, str]) -> str | None:
 def _readable_secrets(account: UpstreamAccount) -> accounts.Secrets:
     try:
         return accounts.get_secrets(account)
-    except (encryption.WrongKey, encryption.DamagedSecret):
+    except encryption.EncryptionError:
         # The environment brings new ones.
         return {}
 

@@ -124,7 +124,7 @@ class UpstreamAccountForm(UpstreamAccountModelForm):
     def _read_stored(self) -> accounts.Secrets:
         try:
             return accounts.get_secrets(self.instance)
-        except (encryption.WrongKey, encryption.DamagedSecret):
+        except encryption.EncryptionError:
             # What cannot be read can only be entered anew.
             return {}
 
