@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Literal
 
 from qwenproxy.errors import NotFound
@@ -43,7 +43,7 @@ class Demo:
     def account(self) -> Account:
         return self._account
 
-    async def stream(self, call: UpstreamCall) -> AsyncIterator[Sequence[Event]]:
+    async def stream(self, call: UpstreamCall) -> AsyncGenerator[Sequence[Event], None]:
         if call.model != MODEL:
             raise NotFound(
                 f"The demo account serves {MODEL} only.", param="model", code="model_not_found"
@@ -64,7 +64,7 @@ class Demo:
         usage = UsageReport(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
         yield (usage, Finished("stop"))
 
-    async def stop(self, started: object) -> None:
+    async def stop(self, started: Started) -> None:
         """Nothing to do: closing the iterator stops it."""
 
     async def list_models(self) -> list[ModelInfo]:

@@ -30,6 +30,7 @@ from qwenproxy.errors import (
     UpstreamProtocolError,
     UpstreamTimeout,
 )
+from qwenproxy.wire.sse import SSEDecoder, SSEError
 
 # Below the 5 s after which uvicorn (so vLLM, SGLang) closes an idle connection: a POST must not be
 # written to a connection that its server is about to close.
@@ -213,6 +214,27 @@ async def sniff(chunks: AsyncIterator[bytes]) -> tuple[bytes, Literal["json", "h
                 return first, "html"
         break
     return first, "stream"
+
+
+async def payload_batches(
+    first: bytes, chunks: AsyncIterator[bytes], *, account_name: str
+) -> AsyncGenerator[tuple[list[bytes], bool], None]:
+    """Yield the payloads that each network read of an event stream completes; true with the last.
+
+    Raises:
+        UpstreamProtocolError: a line without an end.
+    """
+    lines = SSEDecoder()
+    chunk: bytes | None = first
+    try:
+        while chunk is not None:
+            yield lines.feed(chunk), False
+            chunk = await anext(chunks, None)
+        yield lines.finish(), True
+    except SSEError as exc:
+        raise UpstreamProtocolError(
+            f"Upstream account {account_name} sent an endless line: {exc}."
+        ) from exc
 
 
 async def drain(chunks: AsyncIterator[bytes]) -> None:

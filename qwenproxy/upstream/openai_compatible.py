@@ -28,8 +28,8 @@ from qwenproxy.errors import (
 )
 from qwenproxy.upstream import http
 from qwenproxy.upstream.protocol import Account, ModelInfo, UpstreamCall
-from qwenproxy.wire import json, openai_chat, sse
-from qwenproxy.wire.events import Event, Sent
+from qwenproxy.wire import json, openai_chat
+from qwenproxy.wire.events import Event, Sent, Started
 from qwenproxy.wire.json import JSONObject, JSONValue
 from qwenproxy.wire.openai_chat import ChatStreamDecoder, StreamError
 
@@ -99,7 +99,7 @@ class OpenAICompatible:
         base_url = base_url.strip().rstrip("/").removesuffix("/chat/completions")
         return base_url if urlsplit(base_url).path else f"{base_url}/v1"
 
-    async def stream(self, call: UpstreamCall) -> AsyncIterator[Sequence[Event]]:
+    async def stream(self, call: UpstreamCall) -> AsyncGenerator[Sequence[Event], None]:
         path, sent, content = self._encode(call)
         request = self._new_request("POST", path, content=content)
         yield (sent,)
@@ -121,7 +121,7 @@ class OpenAICompatible:
                 async for events in batches:
                     yield events
 
-    async def stop(self, started: object) -> None:
+    async def stop(self, started: Started) -> None:
         """Nothing to do: these servers stop when the connection closes."""
 
     async def list_models(self) -> list[ModelInfo]:
@@ -199,31 +199,23 @@ class OpenAICompatible:
     async def _decode_stream(
         self, first: bytes, chunks: AsyncIterator[bytes]
     ) -> AsyncGenerator[Sequence[Event], None]:
-        lines = sse.SSEDecoder()
+        name = self._account.name
         decoder = ChatStreamDecoder(new_id=_new_call_id)
-        chunk: bytes | None = first
-        while not decoder.is_done:
-            events: list[Event] = []
-            for payload in self._feed(lines, chunk):
-                events += decoder.feed(payload)
-            if chunk is None:
-                events += decoder.finish()
-            if events:
-                yield events
-            if decoder.error is not None:
-                raise stream_error(decoder.error, account_name=self._account.name)
-            if not decoder.is_done:
-                chunk = await anext(chunks, None)
-        if chunk is not None:
+        async with aclosing(http.payload_batches(first, chunks, account_name=name)) as reads:
+            async for payloads, is_last in reads:
+                events: list[Event] = []
+                for payload in payloads:
+                    events += decoder.feed(payload)
+                if is_last:
+                    events += decoder.finish()
+                if events:
+                    yield events
+                if decoder.error is not None:
+                    raise stream_error(decoder.error, account_name=name)
+                if decoder.is_done:
+                    break
+        if not is_last:
             await http.drain(chunks)
-
-    def _feed(self, lines: sse.SSEDecoder, chunk: bytes | None) -> list[bytes]:
-        try:
-            return lines.finish() if chunk is None else lines.feed(chunk)
-        except sse.SSEError as exc:
-            raise UpstreamProtocolError(
-                f"Upstream account {self._account.name} sent an endless line: {exc}."
-            ) from exc
 
     def _web_page_error(self, response: httpx.Response, first: bytes) -> UpstreamError:
         return UpstreamProtocolError(
