@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
+from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
 import dj_database_url
@@ -18,6 +19,7 @@ from django.core.exceptions import ImproperlyConfigured
 from qwenproxy import __version__
 
 BASE_DIR = Path(__file__).resolve().parent.parent
+_T = TypeVar("_T", bound=str)
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 
@@ -56,11 +58,13 @@ def _whole(name: str, default: int, *, minimum: int = 0, maximum: int = 2**53) -
     return int(number)
 
 
-def _choice(name: str, default: str, choices: tuple[str, ...]) -> str:
+def _choice(name: str, default: _T, *others: _T) -> _T:
     value = _text(name) or default
-    if value not in choices:
-        raise ImproperlyConfigured(f"{name} must be one of {', '.join(choices)}, not {value!r}")
-    return value
+    for choice in (default, *others):
+        if value == choice:
+            return choice
+    choices = ", ".join((default, *others))
+    raise ImproperlyConfigured(f"{name} must be one of {choices}, not {value!r}")
 
 
 def _list(name: str) -> list[str]:
@@ -183,8 +187,8 @@ SEED_OPENAI_COMPATIBLE = {
 
 # --- the gateway ---
 
-QWEN_PARENT_RULE = _choice(
-    "QWENPROXY_QWEN_PARENT_RULE", "response_id", ("response_id", "parent_id")
+QWEN_PARENT_RULE: Literal["response_id", "parent_id"] = _choice(
+    "QWENPROXY_QWEN_PARENT_RULE", "response_id", "parent_id"
 )
 MAX_BODY_BYTES = int(_number("QWENPROXY_MAX_BODY_MB", 32) * 2**20)
 SEND_BUFFER_BYTES = int(_number("QWENPROXY_SEND_BUFFER_MB", 16) * 2**20)
@@ -301,8 +305,8 @@ SESSION_COOKIE_NAME = "qwenproxy_session"
 DATA_UPLOAD_MAX_MEMORY_SIZE = max(MAX_BODY_BYTES, 2**20)
 VERSION = __version__
 
-LOG_FORMAT = _choice("QWENPROXY_LOG_FORMAT", "text", ("text", "json"))
-LOG_LEVEL = _choice("QWENPROXY_LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
+LOG_FORMAT = _choice("QWENPROXY_LOG_FORMAT", "text", "json")
+LOG_LEVEL = _choice("QWENPROXY_LOG_LEVEL", "INFO", "DEBUG", "WARNING", "ERROR")
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from qwenproxy.wire.events import Event
+from qwenproxy.wire.events import Event, Started
 from qwenproxy.wire.json import JSONObject, JSONValue
 
 Kind = Literal["openai_compatible", "dashscope", "qwen_web", "demo"]
@@ -87,7 +87,7 @@ class Upstream(Protocol):
     # Its default when a client leaves.
     on_client_left: Literal["finish", "cancel"]
 
-    def stream(self, call: UpstreamCall) -> AsyncIterator[Sequence[Event]]:
+    def stream(self, call: UpstreamCall) -> AsyncGenerator[Sequence[Event], None]:
         """Ask for an answer and yield its events, all of one network read together.
 
         The first batch begins with `Sent`, then `Started` as soon as the upstream accepts the turn; the
@@ -99,8 +99,8 @@ class Upstream(Protocol):
         """
         ...
 
-    async def stop(self, started: object) -> None:
-        """Stop a running answer that its turn abandons (`started`: its `Started` event); no-op where closing does it."""
+    async def stop(self, started: Started) -> None:
+        """Stop a running answer that its turn abandons; nothing to do where closing it does that."""
         ...
 
     async def list_models(self) -> list[ModelInfo]:

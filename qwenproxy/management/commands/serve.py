@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import signal
 import socket
 import sys
 from argparse import ArgumentParser
+from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
@@ -26,6 +29,17 @@ class _Server(uvicorn.Server):
     """Begins to drain at the signal, while connections are still being served."""
 
     _draining: asyncio.Task[int] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn raises the signal again when it is done: a clean stop would end as a killed one.
+        signals = (signal.SIGINT, signal.SIGTERM)
+        previous = {number: signal.signal(number, self.handle_exit) for number in signals}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if application.gateway is not None:
