@@ -19,6 +19,7 @@ from hashlib import sha256
 from typing import Literal, Protocol
 from uuid import uuid4
 
+from qwenproxy import metrics
 from qwenproxy.errors import (
     GatewayError,
     ShuttingDown,
@@ -230,6 +231,7 @@ class Turn:
             await self._fail(GatewayError("internal error"))
         finally:
             self.gateway.leave(self)
+            self._observe()
 
     async def _ask(self) -> None:
         """Ask upstreams in their order until one answers whole."""
@@ -410,6 +412,17 @@ class Turn:
             logger.error("the end of a turn could not be recorded: %s", exc.message)
             error = exc
         self.client.fail(error, self._encoder.error(to_openai_error(error)))
+
+    def _observe(self) -> None:
+        usage = self.answer.usage
+        metrics.observe_turn(
+            model=self.route.model,
+            status=self._ending or ("failed" if self.answer.finish_reason is None else "completed"),
+            duration_s=time.monotonic() - self._started_at,
+            ttft_s=None if self._first_at is None else self._first_at - self._started_at,
+            prompt_tokens=usage.prompt_tokens if usage else 0,
+            completion_tokens=usage.completion_tokens if usage else 0,
+        )
 
     def _client_left(self) -> None:
         mode = self.gateway.settings.on_client_left or (

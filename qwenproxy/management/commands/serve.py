@@ -14,6 +14,7 @@ from typing import Any
 
 import uvicorn
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
 from qwenproxy.access import first_start
@@ -67,7 +68,10 @@ class Command(BaseCommand):
             raise CommandError(
                 str(exc), returncode=4 if isinstance(exc, DatabaseAhead) else 8
             ) from exc
-        begun = first_start.prepare()
+        try:
+            begun = first_start.prepare()
+        except ImproperlyConfigured as exc:
+            raise CommandError(str(exc)) from exc
         self._introduce(begun, address)
         if settings.DISCOVER_UPSTREAMS:
             self._discover(port)
