@@ -173,6 +173,7 @@ class QwenWebDouble(ScriptedServer):
             return
         if chat.stopped is not None and chat.running == request.body.get("response_id"):
             chat.stopped.set()
+            chat.running = chat.stopped = None
         await self._success(exchange, {"status": True})
 
     async def _complete(self, request: Recorded, exchange: Exchange, reply: Reply | None) -> None:
@@ -189,17 +190,19 @@ class QwenWebDouble(ScriptedServer):
             reply = Reply(
                 text=small_model.answer(chat.path(parent_id), prompt), delay_s=self.delay_s
             )
-        chat.running, chat.stopped = node.id, asyncio.Event()
+        stopped = asyncio.Event()
+        chat.running, chat.stopped = node.id, stopped
         try:
             is_whole = await self.send_stream(
                 exchange,
                 reply,
                 self._records(chat, user, node, reply),
                 endless_record=self._delta(node, "again ", "answer"),
-                stopped=chat.stopped,
+                stopped=stopped,
             )
         finally:
-            chat.running = chat.stopped = None
+            if chat.running == node.id:
+                chat.running = chat.stopped = None
         if is_whole:
             node.content = reply.text or ""
 

@@ -73,7 +73,7 @@ def ask(make_upstream: Callable[..., Upstream], account: Account, *calls: Upstre
 
 @pytest.fixture(autouse=True)
 def short_timeouts(settings):
-    settings.UPSTREAM_IDLE_TIMEOUT_S = 0.5
+    settings.UPSTREAM_IDLE_TIMEOUT_S = 1
     settings.CONNECT_TIMEOUT_S = 2
 
 
