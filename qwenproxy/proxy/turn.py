@@ -223,7 +223,8 @@ class Turn:
         except GatewayError as error:
             await self._fail(error)
         except asyncio.CancelledError:
-            # The gateway's own doing (`_end_early`): the task ends here, with its end on record.
+            # The gateway's own doing: the task ends here, with its end on record.
+            self._ending = self._ending or "interrupted"
             await self._fail(ShuttingDown("the answer was stopped before its end"))
         except Exception:
             # The turn's edge: whatever went wrong, the row says so and the client hears of it.
