@@ -69,7 +69,7 @@ def _interrupted(tx: Transaction, row: Any, now: datetime, session_ttl: timedelt
     if answer.has_content:
         message = answer.message()
         digest = history.message_digest(parent or history.root_digest(key_id), message)
-        reply = history.Node(digest, "assistant", history.encode_content(message))
+        reply = history.Node(digest, message)
     usage = answer.usage
     started = answer.started
     return Closing(

@@ -448,7 +448,7 @@ class Turn:
             message = answer.message()
             above = parent or history.root_digest(self.caller.api_key_id)
             digest = history.message_digest(above, message)
-            reply = history.Node(digest, "assistant", history.encode_content(message))
+            reply = history.Node(digest, message)
         usage = answer.usage
         source = "reported" if status == "completed" else "partial"
         if usage is None and reply is not None:

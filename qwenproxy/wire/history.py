@@ -25,11 +25,19 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One message of a line: `content` is what `encode_content` makes of it."""
+    """One message of a line, without the text it is stored as: only new messages are written."""
 
     digest: bytes
-    role: str
-    content: str
+    message: JSONObject
+
+    @property
+    def role(self) -> str:
+        return str(self.message["role"])
+
+    @property
+    def content(self) -> str:
+        """The message as it is stored."""
+        return encode_content(self.message)
 
 
 def digest_of(*parts: bytes) -> bytes:
@@ -126,7 +134,7 @@ def chain(api_key_id: int, messages: Sequence[JSONObject]) -> list[Node]:
     nodes = []
     for message in messages:
         digest = message_digest(digest, message)
-        nodes.append(Node(digest, str(message["role"]), encode_content(message)))
+        nodes.append(Node(digest, message))
     return nodes
 
 
