@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Literal
 from urllib.request import getproxies
@@ -78,7 +79,6 @@ def open_client() -> httpx.AsyncClient:
             read=settings.UPSTREAM_IDLE_TIMEOUT_S,
             write=settings.UPSTREAM_IDLE_TIMEOUT_S,
         ),
-        headers={"user-agent": f"qwenproxy/{settings.VERSION}"},
         follow_redirects=False,
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
     )
@@ -109,19 +109,29 @@ def _direct_pattern(host: str) -> str:
 
 
 def checked_headers(headers: Mapping[str, str], *, account_name: str) -> httpx.Headers:
-    """Make headers that can be sent: ends stripped, empty ones left out, UTF-8.
+    """Make headers that can be sent: ends stripped, empty ones left out, UTF-8, our own name.
 
     Raises:
         UpstreamAuthExpired: a name or value that no HTTP message can hold (a bad paste).
     """
     sent = {name: value.strip() for name, value in headers.items() if value.strip()}
+    if not any(name.lower() == "user-agent" for name in sent):
+        sent["user-agent"] = f"qwenproxy/{settings.VERSION}"
     for name, value in sent.items():
         if _CONTROL.search(value) or not _NAME.fullmatch(name):
             raise UpstreamAuthExpired(
                 f"The header {name!r} of upstream account {account_name} cannot be sent:"
                 " it holds a control character or line break. Paste it again."
             )
-    return httpx.Headers(sent, encoding="utf-8")
+    checked = httpx.Headers(sent, encoding="utf-8")
+    # What httpx decodes without optional packages; an undecoded body would look like garbage.
+    checked["accept-encoding"] = "gzip, deflate"
+    return checked
+
+
+@lru_cache(maxsize=256)
+def _parse_url(url: str) -> httpx.URL:
+    return httpx.URL(url)
 
 
 def new_request(
@@ -146,12 +156,14 @@ def new_request(
         timeout["read"] = min(max_idle_s, timeout["read"] or max_idle_s)
     with map_httpx_errors(account_name):
         request = httpx.Request(
-            method, url, headers=headers, content=content, extensions={"timeout": timeout}
+            method,
+            _parse_url(url),
+            headers=headers,
+            content=content,
+            extensions={"timeout": timeout},
         )
-    if "user-agent" not in request.headers:
-        request.headers["user-agent"] = client.headers["user-agent"]
-    # What httpx decodes without optional packages; an undecoded body would look like garbage.
-    request.headers["accept-encoding"] = "gzip, deflate"
+    # Told, because httpx would try encodings on all values each time they are read.
+    request.headers.encoding = "utf-8"
     return request
 
 
