@@ -17,6 +17,8 @@ from qwenproxy.wire.json import JSONObject, JSONValue
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 # Members that the gateway handles itself; the rest of a body goes upstream as it is.
 _OWN = ("model", "messages", "prompt", "tools", "stream", "stream_options")
+# No real body comes near it; Python's own encoder ends at about 1,000.
+_MAX_DEPTH = 100
 _COUNTS = ("max_tokens", "max_completion_tokens", "thinking_budget")
 _NUMBERS = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 
@@ -94,7 +96,22 @@ def _object(raw: bytes) -> JSONObject:
         raise InvalidRequest(f"the body is not JSON: {exc}", code="invalid_json") from exc
     if not isinstance(sent, dict):
         raise InvalidRequest("the body must be a JSON object", code="invalid_json")
+    _check_depth(sent)
     return sent
+
+
+def _check_depth(sent: JSONObject) -> None:
+    level: list[JSONValue] = [sent]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            value
+            for container in level
+            for value in (container.values() if isinstance(container, dict) else container)  # type: ignore[union-attr]  # only containers are kept
+            if isinstance(value, dict | list)
+        ]
+        if not level:
+            return
+    raise InvalidRequest(f"the body is nested deeper than {_MAX_DEPTH} levels", code="invalid_json")
 
 
 def _check_message(message: JSONObject, param: str) -> None:

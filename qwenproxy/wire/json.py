@@ -69,7 +69,11 @@ def dumps_text(value: object) -> str:
 
 
 def loads_text(text: str) -> JSONValue:
-    return loads(text.encode())
+    """Parse JSON that is text already; `JSONError` as `loads`."""
+    try:
+        return loads(text.encode())
+    except UnicodeEncodeError as exc:
+        raise JSONError(str(exc)) from exc
 
 
 def plain(text: str) -> str:

@@ -156,6 +156,13 @@ def test_a_wrong_body_is_refused_naming_the_field_and_leaves_nothing(http, body,
         pytest.param(b'{"messages": "\xff\xfe"}', id="broken-utf8"),
         pytest.param(b'{"temperature": NaN}', id="nan"),
         pytest.param(b"[" * 100_000, id="deep"),
+        pytest.param(
+            b'{"messages":[{"role":"user","content":"x"}],"metadata":'
+            + b"[" * 300
+            + b"]" * 300
+            + b"}",
+            id="nested",
+        ),
     ],
 )
 def test_what_is_not_json_is_refused(http, content):
