@@ -18,6 +18,9 @@ _DELETIONS = (
     "DELETE FROM requests_app_response WHERE session_id = %s",
     "DELETE FROM requests_app_request WHERE session_id = %s",
     "DELETE FROM sessions_app_message WHERE session_id = %s",
+    # A client that names sessions itself may go on with this one's chat in another session.
+    "UPDATE sessions_app_message SET upstream_chat_id = NULL WHERE upstream_chat_id IN"
+    " (SELECT id FROM sessions_app_upstreamchat WHERE session_id = %s)",
     "DELETE FROM sessions_app_upstreamchat WHERE session_id = %s",
     "DELETE FROM sessions_app_session WHERE id = %s",
 )
