@@ -109,7 +109,7 @@ class Application:
 def _make_upstream(client: httpx.AsyncClient, account: Account) -> Upstream:
     match account.kind:
         case "qwen_web":
-            return QwenWeb(client, account, parent_rule=settings.QWEN_PARENT_RULE)
+            return QwenWeb(client, account)
         case "dashscope":
             return DashScope(client, account)
         case "demo":

@@ -101,18 +101,10 @@ class QwenWeb:
     # Leaving does not stop the answer upstream, and it is part of the chat.
     on_client_left: Literal["finish", "cancel"] = "finish"
 
-    def __init__(
-        self,
-        client: httpx.AsyncClient,
-        account: Account,
-        *,
-        parent_rule: Literal["response_id", "parent_id"] = "response_id",
-    ) -> None:
+    def __init__(self, client: httpx.AsyncClient, account: Account) -> None:
         self._client = client
         self._account = account
         self._base_url = account.base_url.strip().rstrip("/") or DEFAULT_BASE_URL
-        # Which id of `Started` the next turn hangs below: the caller continues a chat by it.
-        self.parent_rule = parent_rule
 
     @property
     def account(self) -> Account:

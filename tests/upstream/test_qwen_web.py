@@ -70,10 +70,9 @@ def on_client(served, use):
 
 
 def test_it_is_an_upstream_that_keeps_chats():
-    upstream: Upstream = QwenWeb(None, make_account(""), parent_rule="parent_id")
+    upstream: Upstream = QwenWeb(None, make_account(""))
     assert upstream.keeps_chats
     assert upstream.on_client_left == "finish"
-    assert upstream.parent_rule == "parent_id"
 
 
 def test_first_turn_opens_a_chat_and_streams_the_answer(qwen_web):
