@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Iterator
 
 import httpx
 import pytest
-from openai import OpenAI
+from openai import DefaultHttpxClient, OpenAI
 
 from tests.doubles.openai_compatible import OpenAICompatibleDouble
 from tests.doubles.qwen_web import QwenWebDouble
 from tests.doubles.server import serve_in_thread
+
+# Everything here speaks plain HTTP: reading the certificates anew for every client costs 60 ms.
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+@pytest.fixture(autouse=True)
+def _no_certificates(monkeypatch) -> None:
+    monkeypatch.setattr(httpx, "create_ssl_context", lambda *args, **kwargs: NO_TLS)
 
 
 @pytest.fixture
@@ -85,7 +94,10 @@ def gateway_url(gateway) -> str:
 def http(gateway_url, api_key) -> Iterator[httpx.Client]:
     """A plain client with the key."""
     with httpx.Client(
-        base_url=gateway_url, headers={"Authorization": f"Bearer {api_key}"}, timeout=30
+        base_url=gateway_url,
+        headers={"Authorization": f"Bearer {api_key}"},
+        timeout=30,
+        verify=NO_TLS,
     ) as client:
         yield client
 
@@ -93,7 +105,12 @@ def http(gateway_url, api_key) -> Iterator[httpx.Client]:
 @pytest.fixture
 def openai_client(gateway_url, api_key) -> Iterator[OpenAI]:
     """The official SDK, without its own retries."""
-    with OpenAI(base_url=f"{gateway_url}/v1", api_key=api_key, max_retries=0, timeout=30) as client:
+    with OpenAI(
+        base_url=f"{gateway_url}/v1",
+        api_key=api_key,
+        max_retries=0,
+        http_client=DefaultHttpxClient(verify=NO_TLS, timeout=30),
+    ) as client:
         yield client
 
 

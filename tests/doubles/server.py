@@ -22,6 +22,9 @@ from urllib.parse import parse_qs
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+# What running answers get when a server stops.
+_GRACE_S = 1.0
+
 
 class _Protocol(HttpToolsProtocol):
     """uvicorn's protocol; the application gets the transport, to drop connections rudely."""
@@ -32,15 +35,46 @@ class _Protocol(HttpToolsProtocol):
 
 
 class _Server(uvicorn.Server):
+    """uvicorn's server without its waits of a tenth of a second: tests start hundreds of them."""
+
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.ready = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         try:
             await super().startup(sockets=sockets)
         finally:
             self.ready.set()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self._stop.wait()
+
+    def stop(self) -> None:
+        """Thread-safe."""
+        self.should_exit = True
+        # A server that did not start has closed its loop.
+        with contextlib.suppress(RuntimeError):
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._stop.set)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        state = self.server_state
+        for connection in list(state.connections):
+            connection.shutdown()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GRACE_S):
+                while state.connections or state.tasks:  # noqa: ASYNC110  # uvicorn has no event for it
+                    await asyncio.sleep(0.005)
+        for task in state.tasks:
+            task.cancel()
+        await self.lifespan.shutdown()
 
 
 @contextlib.contextmanager
@@ -54,7 +88,6 @@ def serve_in_thread(app: Callable[..., Awaitable[None]], *, lifespan: str = "off
         log_config=None,
         log_level="critical",
         access_log=False,
-        timeout_graceful_shutdown=1,
     )
     server = _Server(config)
     listener = socket.socket()
@@ -72,7 +105,7 @@ def serve_in_thread(app: Callable[..., Awaitable[None]], *, lifespan: str = "off
         close = getattr(app, "close", None)
         if close is not None:
             close()
-        server.should_exit = True
+        server.stop()
         thread.join(30)
         listener.close()
 
