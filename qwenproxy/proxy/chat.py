@@ -55,12 +55,12 @@ async def create_completion(request: GatewayRequest) -> HttpResponseBase:
 
 
 async def _start(request: GatewayRequest, dialect: Dialect, body: schemas.Body) -> HttpResponseBase:
-    headers = {name.lower(): value for name, value in request.headers.items()}
+    headers = dict(request.scope["headers"])
     caller = Caller(
         api_key_id=request.auth.id,
         method=request.method or "POST",
         path=request.path,
-        user_agent=headers.get("user-agent", ""),
+        user_agent=headers.get(b"user-agent", b"").decode("utf-8", "replace"),
         external_id=schemas.external_session_id(headers, body),
     )
     route = await request.gateway.routing.route(body.model)

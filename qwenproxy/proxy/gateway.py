@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.http import HttpRequest
 
@@ -78,5 +78,7 @@ class GatewayRequest(HttpRequest):
     """Django's request as the lean handler makes it."""
 
     gateway: Gateway
+    # ASGI's.
+    scope: dict[str, Any]
     # Set by the security class (access.auth).
     auth: KeyInfo

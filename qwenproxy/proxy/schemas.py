@@ -6,6 +6,7 @@ every other member passes through to the upstream, which knows its own parameter
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 from uuid import UUID
@@ -219,20 +220,23 @@ def _text(sent: JSONObject, name: str) -> str | None:
 # Ids of conversations that clients send anyway, the first one found wins: ours, Claude Code, Codex,
 # OpenCode, Open WebUI.
 _SESSION_HEADERS = (
-    "x-session-id",
-    "x-claude-code-session-id",
-    "session_id",
-    "x-session-affinity",
-    "x-openwebui-chat-id",
+    b"x-session-id",
+    b"x-claude-code-session-id",
+    b"session_id",
+    b"x-session-affinity",
+    b"x-openwebui-chat-id",
 )
 
 
-def external_session_id(headers: dict[str, str], body: Body) -> str | None:
-    """The client's own id of the conversation, where it sends one."""
+def external_session_id(headers: Mapping[bytes, bytes], body: Body) -> str | None:
+    """The client's own id of the conversation, where it sends one.
+
+    `headers` are those of the ASGI scope: Django leaves out names with an underscore.
+    """
     for name in _SESSION_HEADERS:
-        value = headers.get(name, "").strip()
+        value = headers.get(name, b"").strip()
         if value:
-            return value[:500]
+            return value[:500].decode("utf-8", "replace")
     cache_key = body.sent.get("prompt_cache_key")
     if isinstance(cache_key, str):
         try:

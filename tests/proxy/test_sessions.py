@@ -35,6 +35,33 @@ def test_a_named_session_takes_every_turn_that_names_it(openai_client):
     assert {r.match for r in Request.objects.all()} == {"explicit"}
 
 
+@pytest.mark.parametrize(
+    "header",
+    ["X-Claude-Code-Session-Id", "session_id", "x-session-affinity", "X-OpenWebUI-Chat-Id"],
+)
+def test_ids_that_clients_send_anyway_name_the_session(openai_client, header):
+    for text in ("a", "b"):
+        openai_client.chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": text}],
+            extra_headers={header: "conversation 7"},
+        )
+    assert Session.objects.get().external_id == "conversation 7"
+
+
+def test_a_cache_key_names_the_session_where_it_is_a_uuid(openai_client):
+    key = "0f0e0d0c-0b0a-4908-8706-050403020100"
+    for text in ("a", "b"):
+        openai_client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": text}], prompt_cache_key=key
+        )
+    assert Session.objects.get().external_id == key
+    openai_client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "c"}], prompt_cache_key="agent"
+    )
+    assert Session.objects.count() == 2
+
+
 def test_our_own_id_may_be_handed_back(openai_client):
     first, messages = ask(openai_client, [{"role": "user", "content": "a"}])
     second, _ = ask(openai_client, [*messages, {"role": "user", "content": "b"}], first)
