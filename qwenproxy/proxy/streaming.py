@@ -137,6 +137,8 @@ class ClientStream(HttpResponseBase):
         headers = [
             (name.lower().encode("ascii"), value.encode("latin-1")) for name, value in self.items()
         ]
+        if self._ended and not self._sse:
+            headers.append((b"content-length", b"%d" % self._size))
         await self._send(
             loop,
             send,

@@ -41,6 +41,11 @@ def test_a_whole_answer_is_recorded_before_the_client_has_it(openai_client):
     assert Partial.objects.count() == 0
 
 
+def test_a_whole_answer_tells_its_length(http):
+    answer = http.post("/v1/chat/completions", json={"model": "qwen3-8b", "messages": HELLO})
+    assert int(answer.headers["content-length"]) == len(answer.content)
+
+
 def test_a_stream_has_role_first_and_the_end_mark_last(http):
     with http.stream(
         "POST",
