@@ -1,11 +1,106 @@
-"""The admin site."""
+"""The admin site: what is on its first page, how its pages are grouped, and the migration status.
+
+A composition root: it shows what other parts know, and keeps nothing itself.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from django.contrib.admin import AdminSite
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, URLResolver, path, reverse
+
+from qwenproxy.proxy.discovery import Found, found
+from qwenproxy.schema.status import read_status
+
+# Headings and their models, by label; models that nobody listed come under the last one.
+_GROUPS = (
+    ("Traffic", ("sessions_app.session", "requests_app.request", "requests_app.response")),
+    ("Access", ("access.apikey", "access.upstreamaccount", "auth.user", "auth.group")),
+    ("System", ()),
+)
 
 
 class GatewayAdminSite(AdminSite):
     site_header = "Qwen Proxy"
     site_title = "Qwen Proxy"
     index_title = "Overview"
+    # There is no site besides it.
+    site_url = None
+
+    def get_urls(self) -> list[URLPattern | URLResolver]:
+        own: list[URLPattern | URLResolver] = [
+            path("migrations/", self.admin_view(self.migrations), name="migrations")
+        ]
+        return own + super().get_urls()
+
+    def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
+        apps = super().get_app_list(request, app_label)
+        if app_label is not None:
+            return apps
+        models = {
+            f"{app['app_label']}.{model['object_name'].lower()}": model
+            for app in apps
+            for model in app["models"]
+        }
+        groups = [
+            _group(name, [models.pop(label) for label in labels if label in models])
+            for name, labels in _GROUPS
+        ]
+        groups[-1]["models"] += [*models.values(), _page("Migrations", "admin:migrations")]
+        return [group for group in groups if group["models"]]
+
+    def index(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> TemplateResponse:
+        schema = read_status()
+        # While migrations wait, tables of ours may not be there.
+        discovered = discovered_upstreams() if schema.is_clean else []
+        context = {"schema": schema, "discovered": discovered, **(extra_context or {})}
+        return super().index(request, context)
+
+    def migrations(self, request: HttpRequest) -> HttpResponse:
+        """Show which migrations are applied, and which wait; reads no table of ours."""
+        context = {
+            **self.each_context(request),
+            "title": "Migrations",
+            "schema": read_status(),
+        }
+        return TemplateResponse(request, "admin/migrations.html", context)
+
+
+def discovered_upstreams() -> Sequence[Found]:
+    """Servers found on this machine that no account uses yet."""
+    offers = found()
+    if not offers:
+        return []
+    # Not at the top: this module is loaded before the models are.
+    from qwenproxy.access.models import UpstreamAccount
+
+    used = {url.rstrip("/") for url in UpstreamAccount.objects.values_list("base_url", flat=True)}
+    return [offer for offer in offers if offer.base_url.rstrip("/") not in used]
+
+
+def _group(name: str, models: list[Any]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "app_label": name.lower(),
+        "app_url": reverse("admin:index"),
+        "has_module_perms": True,
+        "models": models,
+    }
+
+
+def _page(name: str, view_name: str) -> dict[str, Any]:
+    """A page of the site in the form in which Django lists models."""
+    return {
+        "name": name,
+        "object_name": name,
+        "admin_url": reverse(view_name),
+        "add_url": None,
+        "view_only": True,
+        "perms": {"view": True},
+    }

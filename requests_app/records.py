@@ -16,7 +16,7 @@ from qwenproxy.wire.events import UsageReport
 from qwenproxy.wire.history import decode_content, text_of
 from qwenproxy.wire.json import JSONObject, JSONValue
 from requests_app.models import Request, Response
-from requests_app.upstream_text import fill_text, sent_text_digest
+from requests_app.upstream_text import fill_text
 from sessions_app.paging import milliseconds
 from sessions_app.transcript import load_line, message_body
 
@@ -231,9 +231,15 @@ def _upstream_request(
     request, first_message = stored["request"], stored["first_message"]
     assert isinstance(request, dict)
     assert isinstance(first_message, int)
-    body, text = fill_text(request, messages, tools, first_message=first_message)
     digest = row["upstream_text_digest"]
-    return body, digest is not None and bytes(digest) == sent_text_digest(text)
+    return fill_text(
+        request,
+        messages,
+        tools,
+        first_message=first_message,
+        # PostgreSQL gives a memoryview.
+        digest=None if digest is None else bytes(digest),
+    )
 
 
 def _openai_response(row: Mapping[str, Any]) -> JSONObject | None:

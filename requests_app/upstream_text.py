@@ -7,43 +7,74 @@ whether the result is the text that was sent, to the byte.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
+from typing import get_args
 
 from qwenproxy.wire import json
 from qwenproxy.wire.history import text_of
 from qwenproxy.wire.json import JSONObject, JSONValue
 from qwenproxy.wire.qwen_prompt import UnsupportedContent, render_prompt
-
-
-def sent_text_digest(text: str) -> bytes:
-    return sha256(text.encode("utf-8", "surrogatepass")).digest()
+from qwenproxy.wire.tool_calls import ToolForm, parse_tools, tool_prompt
 
 
 def fill_text(
-    request: JSONObject, messages: Sequence[JSONObject], tools: JSONValue, *, first_message: int
-) -> tuple[JSONObject, str]:
-    """Return the body with its text, and the text; see `wire.events.Sent` for their forms."""
+    request: JSONObject,
+    messages: Sequence[JSONObject],
+    tools: JSONValue,
+    *,
+    first_message: int,
+    digest: bytes | None,
+) -> tuple[JSONObject, bool]:
+    """Return the body with its text, and whether it is the text that was sent.
+
+    Args:
+        request: see `wire.events.Sent`, as are the forms of the text.
+        digest: SHA-256 of the text that was sent.
+    """
     sent = request.get("messages")
     if isinstance(sent, list):
         # One message whose content is the whole prompt: the web upstream.
-        text = _prompt(messages, first_message)
-        return {**request, "messages": [_with_content(message, text) for message in sent]}, text
+        texts = _prompts(messages, tools, first_message)
+        text = _pick(texts, digest)
+        body = {**request, "messages": [_with_content(message, text) for message in sent]}
+        return body, _is_digest(text, digest)
     values: JSONObject = {
         "prompt": text_of(messages[-1]) if messages else "",
         "messages": list(messages),
         "tools": tools,
     }
     filled = {name: values[name] for name in values if name in request and request[name] is None}
-    return {**request, **filled}, json.dumps_text(filled)
+    return {**request, **filled}, _is_digest(json.dumps_text(filled), digest)
 
 
-def _prompt(messages: Sequence[JSONObject], first_message: int) -> str:
+def _prompts(messages: Sequence[JSONObject], tools: JSONValue, first_message: int) -> Iterator[str]:
+    """The prompts that could have been sent: which form of tools a model is told is not recorded."""
     try:
-        return render_prompt(messages, first_message=first_message)
-    except UnsupportedContent:
-        # The digest then says that this is not what was sent.
-        return ""
+        # A chat that goes on was told about its tools with its first turn.
+        if tools is None or first_message > 0:
+            yield render_prompt(messages, first_message=first_message)
+            return
+        specs = parse_tools(tools)
+        for form in get_args(ToolForm):
+            yield render_prompt(messages, tool_text=tool_prompt(specs, form=form))
+    except (UnsupportedContent, ValueError):
+        # Such a call is refused before it is sent.
+        yield ""
+
+
+def _pick(texts: Iterator[str], digest: bytes | None) -> str:
+    first = text = next(texts)
+    while not _is_digest(text, digest):
+        following = next(texts, None)
+        if following is None:
+            return first
+        text = following
+    return text
+
+
+def _is_digest(text: str, digest: bytes | None) -> bool:
+    return sha256(text.encode("utf-8", "surrogatepass")).digest() == digest
 
 
 def _with_content(message: JSONValue, text: str) -> JSONValue:

@@ -210,22 +210,37 @@ def _cursor_head(page: Page) -> str:
 
 
 def _encode_cursor(page: Page, row: Mapping[str, Any]) -> str:
-    value = row[page.sort.value] if page.sort.value else ""
-    if isinstance(value, datetime):
-        value = (value - _EPOCH) // _MICROSECOND
-    return f"{_cursor_head(page)}{value}~{row[page.sort.id]}"
+    value = row[page.sort.value] if page.sort.value else None
+    return _cursor_head(page) + write_position(value, row[page.sort.id])
 
 
 def _decode_cursor(cursor: str, page: Page) -> tuple[datetime | int | None, int | str]:
-    """Read what `_encode_cursor` wrote; ValueError or OverflowError where it did not."""
-    head, sort = _cursor_head(page), page.sort
-    value_text, separator, id_text = cursor.removeprefix(head).partition("~")
-    if not cursor.startswith(head) or not separator or not id_text or "\0" in id_text:
+    head = _cursor_head(page)
+    if not cursor.startswith(head):
         raise ValueError(cursor)
+    return read_position(cursor.removeprefix(head), page.sort)
+
+
+def write_position(value: datetime | int | None, row_id: int | str) -> str:
+    """Write a row's place in a list, as part of a URL."""
+    if isinstance(value, datetime):
+        value = (value - _EPOCH) // _MICROSECOND
+    return f"{'' if value is None else value}~{row_id}"
+
+
+def read_position(text: str, sort: Sort) -> tuple[datetime | int | None, int | str]:
+    """Read what `write_position` wrote.
+
+    Raises:
+        ValueError, OverflowError: it did not.
+    """
+    value_text, separator, id_text = text.partition("~")
+    if not separator or not id_text or "\0" in id_text:
+        raise ValueError(text)
     row_id = id_text if sort.has_text_id else _stored_integer(id_text)
     if sort.value is None:
         if value_text:
-            raise ValueError(cursor)
+            raise ValueError(text)
         return None, row_id
     value = _stored_integer(value_text)
     return (value if sort.is_count else _EPOCH + value * _MICROSECOND), row_id
@@ -244,7 +259,7 @@ def fetch(queryset: QuerySet[Any], page: Page, fields: Sequence[str]) -> Fetched
         # Beyond what a database can be asked for, and beyond any row.
         return Fetched([], total, has_more=False, next_cursor=None)
     if page.after is not None:
-        queryset = queryset.filter(_after(page, *page.after))
+        queryset = queryset.filter(beyond(page.sort, page.descending, *page.after))
     columns = [column for column in (page.sort.value, page.sort.id) if column]
     order = [f"-{column}" if page.descending else column for column in columns]
     stop = page.offset + page.limit + 1
@@ -256,9 +271,10 @@ def fetch(queryset: QuerySet[Any], page: Page, fields: Sequence[str]) -> Fetched
     return Fetched(rows, total, has_more, _encode_cursor(page, rows[-1]) if has_more else None)
 
 
-def _after(page: Page, value: datetime | int | None, row_id: int | str) -> Q:
-    column, past = page.sort.value, "lt" if page.descending else "gt"
-    by_id = Q((f"{page.sort.id}__{past}", row_id))
+def beyond(sort: Sort, descending: bool, value: datetime | int | None, row_id: int | str) -> Q:
+    """The rows that come after a position in the given direction."""
+    column, past = sort.value, "lt" if descending else "gt"
+    by_id = Q((f"{sort.id}__{past}", row_id))
     if column is None:
         return by_id
     # The first term says nothing new, but keeps the index range: without it both databases scan.

@@ -22,7 +22,7 @@ WITH RECURSIVE line(id, parent_id, height) AS (
     SELECT above.id, above.parent_id, line.height + 1
     FROM line JOIN sessions_app_message above ON above.id = line.parent_id
 )
-SELECT m.id, m.role, m.content, m.given, m.position, m.created_at
+SELECT m.id, m.parent_id, m.role, m.content, m.given, m.position, m.created_at
 FROM line JOIN sessions_app_message m ON m.id = line.id
 ORDER BY line.height DESC LIMIT %s OFFSET %s
 """
@@ -32,7 +32,7 @@ _ALL = 2**31
 def load_line(leaf_id: int | None, *, start: int = 0, limit: int = _ALL) -> list[Message]:
     """Load the messages from the root down to `leaf_id`, or `limit` of them from position `start` on.
 
-    One query. The messages have id, role, content, given, position and created_at only.
+    One query. The messages have id, parent_id, role, content, given, position and created_at only.
     """
     if leaf_id is None:
         return []

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 from hashlib import sha256
+from typing import get_args
 
 import pytest
 
 from qwenproxy.wire import json
+from qwenproxy.wire.qwen_prompt import render_prompt
+from qwenproxy.wire.tool_calls import ToolForm, parse_tools, tool_prompt
 from tests.factories import (
     make_account,
     make_api_key,
@@ -166,6 +169,30 @@ def test_the_call_of_the_web_upstream():
         "messages": [{"role": "user", "content": "Where?"}],
     }
     assert detail["qwen_request_exact"] is True
+
+
+@pytest.mark.parametrize("form", get_args(ToolForm))
+def test_tools_told_to_the_web_upstream(form):
+    session = make_session()
+    text = render_prompt(
+        [*SYSTEM, QUESTION, CALL, RESULT], tool_text=tool_prompt(parse_tools(TOOLS), form=form)
+    )
+    sent = upstream_request(text, messages=[{"role": "user", "content": None}])
+    request_row = make_agent_request(session, **sent)
+    detail = RecordsClient(session.api_key).get(f"/requests/{request_row.pk}")
+    assert detail["qwen_request"]["messages"] == [{"role": "user", "content": text}]
+    assert detail["qwen_request_exact"] is True
+
+
+def test_a_prompt_that_cannot_be_rebuilt():
+    session = make_session()
+    prompt = make_line(session, {"role": "user", "content": [{"type": "image_url"}]})
+    sent = upstream_request("?", messages=[{"role": "user", "content": None}])
+    detail = RecordsClient(session.api_key).get(
+        f"/requests/{make_request(session, prompt, **sent).pk}"
+    )
+    assert detail["qwen_request"]["messages"] == [{"role": "user", "content": ""}]
+    assert detail["qwen_request_exact"] is False
 
 
 def test_a_turn_that_went_on_in_its_chat_sent_the_new_part_alone():
