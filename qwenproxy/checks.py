@@ -8,6 +8,7 @@ from typing import Any
 from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
+from django.core.exceptions import ImproperlyConfigured
 
 
 @register()
@@ -22,6 +23,24 @@ def check_encryption_keys(
             hint="Set QWENPROXY_ENCRYPTION_KEYS (or _FILE) to a random text of 32 characters or more, "
             "the same for every process that shares this database.",
             id="qwenproxy.E001",
+        )
+    ]
+
+
+@register()
+def check_secret_key(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    # Django itself notices only when the first cookie is signed.
+    try:
+        if settings.SECRET_KEY:
+            return []
+    except ImproperlyConfigured:
+        pass
+    return [
+        Error(
+            "No key to sign the admin's cookies with.",
+            hint="Set QWENPROXY_SECRET_KEY (or _FILE) to a random text of 32 characters or more, the "
+            "same for every process that shares this database.",
+            id="qwenproxy.E002",
         )
     ]
 
