@@ -190,6 +190,7 @@ class RequestAdmin(_PageAdmin):
     deferred = ("parameters", "attempts", "upstream_request")
     list_select_related = ("api_key", "response")
     search_fields = ("request_id",)
+    id_prefixes = ("req_", "chatcmpl-", "cmpl-")
     search_help_text = "A request's or a response's id, or how it begins."
 
     class CreatedFilter(SpanFilter):
@@ -202,8 +203,7 @@ class RequestAdmin(_PageAdmin):
     list_filter = (CreatedFilter, StatusFilter, "api_key")
 
     def searched(self, term: str) -> str:
-        is_own = term.startswith("req_"[: len(term)])
-        return "request_id" if is_own else "response__response_id"
+        return "request_id" if term.startswith("req_") else "response__response_id"
 
     def sort(self, request: HttpRequest) -> Sort:
         # The index of statuses is the response's.
@@ -290,6 +290,7 @@ class ResponseAdmin(_PageAdmin):
     )
     deferred = ("reasoning", "upstream_response", "error_message")
     search_fields = ("response_id",)
+    id_prefixes = ("chatcmpl-", "cmpl-")
     search_help_text = "A response's id, or how it begins."
     list_filter = (SpanFilter, _StatusFilter, "api_key")
 

@@ -152,6 +152,8 @@ class RecordAdmin(ModelAdmin):
     sortable_by = ()
     # The columns that a list loads.
     list_columns: ClassVar[Sequence[str]] = ()
+    # What ids begin with: a search for no more than that would sort every row.
+    id_prefixes: ClassVar[Sequence[str]] = ()
     # Texts that the pages of single rows load themselves.
     deferred: ClassVar[Sequence[str]] = ()
 
@@ -173,7 +175,7 @@ class RecordAdmin(ModelAdmin):
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
         term = search_term.strip()
-        if not term:
+        if not term or any(prefix.startswith(term) for prefix in self.id_prefixes):
             return queryset, False
         return queryset.filter(begins_with(self.searched(term), term)), False
 

@@ -145,6 +145,7 @@ def test_search_is_for_ids_from_their_beginning(admin_client):
         (REQUESTS, "req_abc", [str(row.request_id)]),
         (REQUESTS, "chatcmpl-abc", [str(row.request_id)]),
         (REQUESTS, "abcdef", []),
+        (REQUESTS, "re", listed(admin_client, REQUESTS)),
         (RESPONSES, "chatcmpl-abcdef", [str(row.pk)]),
         (RESPONSES, "%", []),
     ):
