@@ -32,8 +32,8 @@ class Served:
     url: str
     account: Any
 
-    def enqueue(self, *replies: Any) -> None:
-        self.double.enqueue(*replies)
+    def enqueue(self, *replies: Any, path: str | None = None) -> None:
+        self.double.enqueue(*replies, path=path)
 
     @property
     def turns(self) -> list[Any]:
