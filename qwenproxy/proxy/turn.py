@@ -502,6 +502,8 @@ class Turn:
 
     def _upstream_response(self, error: UpstreamError | None) -> str:
         answer = self.answer
+        if error is None and answer.started == Started() and answer.usage is None:
+            return ""
         body: JSONObject = {
             "response_id": answer.started.response_id,
             "chat_id": answer.started.chat_id,
