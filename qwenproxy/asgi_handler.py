@@ -103,12 +103,12 @@ class LeanHandler:
         self._check_host(request)
         if request.method == "OPTIONS":
             return HttpResponse(status=204)
+        response: HttpResponseBase
         try:
-            match = self._resolver.resolve(request.path_info)
+            match = request.resolver_match = self._resolver.resolve(request.path_info)
+            response = await match.func(request, *match.args, **match.kwargs)
         except Http404:
             return error_response(NotFound(f"there is no {request.path}", code="unknown_url"))
-        request.resolver_match = match
-        response: HttpResponseBase = await match.func(request, *match.args, **match.kwargs)
         if response.status_code == 405:
             refused = error_response(
                 GatewayError(f"{request.method} is not for {request.path}", status=405)

@@ -14,7 +14,7 @@ from qwenproxy import __version__, metrics
 from qwenproxy.access.auth import authenticate
 from qwenproxy.database import run_in_db
 from qwenproxy.errors import GatewayError
-from qwenproxy.schema.startup import read_state
+from qwenproxy.schema.state import read_state
 from qwenproxy.wire import json
 from qwenproxy.wire.json import JSONObject
 
@@ -98,9 +98,9 @@ async def _check_schema() -> str:
         return f"no answer within {_CHECK_TIMEOUT_S:g} s"
     except DatabaseError as exc:
         return f"the database does not answer: {type(exc).__name__}"
-    if state.unknown:
+    if state.ahead:
         return "the database is ahead of this version"
-    return f"{len(state.pending)} migrations are pending" if state.pending else "ok"
+    return f"pending migrations: {len(state.pending)}" if state.pending else "ok"
 
 
 def _report(checks: dict[str, str], figures: JSONObject) -> HttpResponse:
