@@ -21,16 +21,17 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 # Primary SQLite result codes of faults that pass: busy, locked, out of memory, read-only, I/O error,
 # full, cannot open. None of them says anything against the data.
 _SQLITE_TRANSIENT = {5, 6, 7, 8, 10, 13, 14}
+# Of these, the ones that a kept connection may never get over: the file was replaced or moved.
+_SQLITE_LOST = {8, 10, 14}
 # PostgreSQL: connection, serialization and deadlock, resources, shutdown, lock not available.
 _PG_TRANSIENT = ("08", "40", "53", "57P", "55P03")
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether a fault lies with the database, not with the data: the same batch may be tried again."""
-    if isinstance(error, django.db.Error) and error.__cause__ is not None:
-        error = error.__cause__
+    error = _driver_error(error)
     if isinstance(error, sqlite3.Error):
-        return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _SQLITE_TRANSIENT
+        return _sqlite_code(error) in _SQLITE_TRANSIENT
     if isinstance(error, psycopg.Error):
         return is_connection_lost(error) or (error.sqlstate or "").startswith(_PG_TRANSIENT)
     return False
@@ -38,12 +39,30 @@ def is_transient(error: BaseException) -> bool:
 
 def is_connection_lost(error: BaseException) -> bool:
     """Whether this thread's connection cannot be used any more."""
-    if isinstance(error, django.db.Error) and error.__cause__ is not None:
-        error = error.__cause__
+    error = _driver_error(error)
+    if isinstance(error, sqlite3.Error):
+        return _sqlite_code(error) in _SQLITE_LOST
     if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return False
     state = error.sqlstate or ""
     return not state or state.startswith(("08", "57P"))
+
+
+def is_reference_broken(error: BaseException) -> bool:
+    """Whether a row that others build on was deleted meanwhile; SQLite has one writer at a time."""
+    return isinstance(error, psycopg.errors.ForeignKeyViolation)
+
+
+def _driver_error(error: BaseException) -> BaseException:
+    if isinstance(error, django.db.Error) and error.__cause__ is not None:
+        return error.__cause__
+    return error
+
+
+def _sqlite_code(error: sqlite3.Error) -> int:
+    # The low byte is the primary code; errors of the module itself have none.
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF
 
 
 class Transaction:
@@ -129,8 +148,10 @@ def raw_connection() -> tuple[BaseDatabaseWrapper, Any]:
 
 
 @contextmanager
-def transaction() -> Iterator[Transaction]:
+def transaction(*, lock_wait_s: float) -> Iterator[Transaction]:
     """Run a block in one write transaction of this thread's connection.
+
+    On SQLite another writer is waited for up to `lock_wait_s`.
 
     Raises:
         sqlite3.Error, psycopg.Error: from the driver, unmapped; the transaction is rolled back.
@@ -139,7 +160,11 @@ def transaction() -> Iterator[Transaction]:
     if wrapper.vendor == "postgresql":
         with raw.transaction():
             yield PostgreSQLTransaction(raw)
+            if raw.closed:
+                # The block's end would neither commit nor say so.
+                raise psycopg.OperationalError("the connection was lost before COMMIT")
         return
+    raw.execute(f"PRAGMA busy_timeout = {round(lock_wait_s * 1000)}")
     # The write lock is taken at once: a read that becomes a write later would fail as busy.
     raw.execute("BEGIN IMMEDIATE")
     try:

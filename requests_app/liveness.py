@@ -2,7 +2,8 @@
 
 SQLite: `flock` on a file in the data directory, freed by the kernel with the process. PostgreSQL: a
 session advisory lock on the recorder's own connection, so that a process which lost its connection
-counts as gone until it has it back.
+counts as gone until it has it back. Whoever finds a lock free there keeps it to the end of the
+transaction: a process that comes back waits until what it left has been settled.
 """
 
 from __future__ import annotations
@@ -23,33 +24,40 @@ def _advisory_key(worker_id: str) -> int:
 class WorkerLock:
     """This process's own lock; used in the recorder's thread alone."""
 
-    def __init__(self, worker_id: str, directory: Path) -> None:
+    def __init__(self, worker_id: str, directory: Path, *, wait_s: float) -> None:
         self.worker_id = worker_id
         self.directory = directory
+        self._wait_s = wait_s
         self._file: int | None = None
         self._connection: Any = None
 
-    def hold(self) -> None:
-        """Take the lock, or take it again where the connection that held it is a new one."""
+    def hold(self) -> bool:
+        """Take the lock unless it is held; true where it was taken: others may have counted us as gone."""
         wrapper, raw = raw_connection()
         if wrapper.vendor == "postgresql":
-            if raw is not self._connection:
-                raw.execute("SELECT pg_advisory_lock(%s)", [_advisory_key(self.worker_id)])
-                self._connection = raw
-        elif self._file is None:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self._path(self.worker_id), os.O_RDWR | os.O_CREAT, 0o600)
-            fcntl.flock(self._file, fcntl.LOCK_EX)
+            if raw is self._connection:
+                return False
+            # Of all statements of this connection: a writer that waits for ever answers nobody.
+            wait_ms = str(round(self._wait_s * 1000))
+            raw.execute("SELECT set_config('lock_timeout', %s, false)", [wait_ms])
+            raw.execute("SELECT pg_advisory_lock(%s)", [_advisory_key(self.worker_id)])
+            self._connection = raw
+            return True
+        if self._file is not None:
+            return False
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(self._path(self.worker_id), os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        return True
 
     def is_free(self, worker_id: str) -> bool:
-        """Whether another worker's lock is free: its process is gone."""
+        """Whether another worker's lock is free: its process is gone. Called within a transaction."""
         wrapper, raw = raw_connection()
         if wrapper.vendor == "postgresql":
-            key = _advisory_key(worker_id)
-            taken = raw.execute("SELECT pg_try_advisory_lock(%s)", [key]).fetchone()[0]
-            if taken:
-                raw.execute("SELECT pg_advisory_unlock(%s)", [key])
-            return bool(taken)
+            taken = raw.execute(
+                "SELECT pg_try_advisory_xact_lock(%s)", [_advisory_key(worker_id)]
+            ).fetchone()
+            return bool(taken[0])
         try:
             descriptor = os.open(self._path(worker_id), os.O_RDWR)
         except FileNotFoundError:

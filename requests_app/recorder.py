@@ -27,7 +27,13 @@ from uuid import uuid4
 from django.db import connections
 
 from qwenproxy.errors import GatewayError, RecorderUnavailable
-from qwenproxy.transaction import Transaction, is_connection_lost, is_transient, transaction
+from qwenproxy.transaction import (
+    Transaction,
+    is_connection_lost,
+    is_reference_broken,
+    is_transient,
+    transaction,
+)
 from qwenproxy.wire.events import Event
 from requests_app.liveness import WorkerLock
 from requests_app.settling import release_expired_chats, settle_dead_workers
@@ -39,6 +45,7 @@ from requests_app.writes import (
     Vanished,
     append_partials,
     close_turns,
+    is_open,
     open_turns,
 )
 
@@ -51,6 +58,8 @@ _SETTLE_INTERVAL_S = 15.0
 _EXPIRE_INTERVAL_S = 300.0
 _FIRST_DELAY_S = 0.01
 _LONGEST_DELAY_S = 1.0
+# Another writer is waited for so long at least, whatever is left of the deadline.
+_SHORTEST_WAIT_S = 0.05
 # A turn whose session is deleted again and again while it opens is refused after this many times.
 _VANISHED_TRIES = 5
 
@@ -69,6 +78,17 @@ class _Stream:
 
     events: list[Event] = field(default_factory=list)
     seq: int = 0
+    has_rows: bool = False
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """A batch and what became of it in the transaction that ran last."""
+
+    batch: Sequence[_Work]
+    outcomes: list[Any] | None = None
+    # Closings that found their session deleted.
+    unrecorded: int = 0
 
 
 class Recorder:
@@ -86,7 +106,8 @@ class Recorder:
         self.session_ttl = session_ttl
         # Commits that found their session deleted.
         self.unrecorded = 0
-        self._lock = WorkerLock(self.worker_id, lock_directory)
+        self._lock = WorkerLock(self.worker_id, lock_directory, wait_s=deadline_s)
+        self._is_registered = False
         self._queue_turns = queue_turns
         self._deadline_s = deadline_s
         self._queue: deque[_Work] = deque()
@@ -94,6 +115,8 @@ class Recorder:
         self._space.set()
         self._inbox: queue.SimpleQueue[Sequence[_Work] | None] = queue.SimpleQueue()
         self._streams: dict[str, _Stream] = {}
+        # Ends that could not be written: they are tried again until the database is back.
+        self._owed: dict[str, Closing] = {}
         self._in_flight = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -106,7 +129,6 @@ class Recorder:
     async def start(self) -> None:
         """Register this worker, settle what dead ones left, begin the periodic work."""
         self._thread.start()
-        await self._submit(self._register)
         await self.settle()
         self._tasks = [
             asyncio.create_task(self._every(_FLUSH_INTERVAL_S, self.flush)),
@@ -115,15 +137,23 @@ class Recorder:
         ]
 
     async def stop(self) -> None:
-        """Write what is queued, give the lock back and end the thread."""
+        """Write what is queued, give the lock back and end the thread.
+
+        Raises:
+            RecorderUnavailable: the database is away; the next start settles what is left.
+        """
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         while self._queue or self._in_flight:
             await self._idle.wait()
-        await self._submit(self._unregister)
-        self._inbox.put(None)
-        await asyncio.to_thread(self._thread.join)
+        try:
+            await self._write_owed()
+            await self._submit(self._unregister)
+        finally:
+            self._inbox.put(None)
+            await asyncio.to_thread(self._thread.join)
+            self._lock.release()
 
     @property
     def queued(self) -> int:
@@ -149,11 +179,17 @@ class Recorder:
         """Put the end of a turn on record; where its session was deleted, nothing is written.
 
         Raises:
-            RecorderUnavailable: it could not be written before the deadline.
+            RecorderUnavailable: it could not be written before the deadline; it is tried again until
+                it is written, or until another end of the same turn is committed.
         """
+        self._owed.pop(closing.response_id, None)
         stream = self._streams.pop(closing.response_id, None)
-        closing.has_partials = stream is None or stream.seq > 0
-        await self._submit(closing)
+        closing.has_partials = stream is None or stream.has_rows
+        try:
+            await self._submit(closing)
+        except RecorderUnavailable:
+            self._owed[closing.response_id] = closing
+            raise
 
     async def run(self, task: _Task) -> Any:
         """Run other writes in the writer's order, in a transaction with the rest of their batch."""
@@ -167,18 +203,21 @@ class Recorder:
                 rows.append((response_id, stream.seq, stream.events))
                 stream.events = []
                 stream.seq += 1
+                stream.has_rows = True
         if not rows:
             return
         try:
             await self._submit(PartialRows(rows))
         except RecorderUnavailable:
-            for response_id, _, events in rows:
+            for response_id, seq, events in rows:
                 if kept := self._streams.get(response_id):
-                    kept.events = [*events, *kept.events]
+                    # The same number again: should the rows be there after all, they are replaced.
+                    kept.events, kept.seq = [*events, *kept.events], seq
             raise
 
     async def settle(self) -> None:
-        """Turn what dead workers left in progress into `interrupted`."""
+        """Turn what dead workers left in progress into `interrupted`; write what is owed."""
+        await self._write_owed()
 
         def settle(tx: Transaction) -> int:
             return settle_dead_workers(
@@ -187,6 +226,11 @@ class Recorder:
 
         while settled := await self._submit(settle):
             logger.warning("settled %d turns that a dead process left running", settled)
+
+    async def _write_owed(self) -> None:
+        # An end that fails again stays owed, and the thread has logged why.
+        owed = [self.commit(closing) for closing in list(self._owed.values())]
+        await asyncio.gather(*owed, return_exceptions=True)
 
     async def _expire(self) -> None:
         await self._submit(lambda tx: release_expired_chats(tx, now=datetime.now(UTC)))
@@ -242,35 +286,71 @@ class Recorder:
 
     def _write(self, batch: Sequence[_Work], deadline: float) -> list[Any]:
         """Write a batch; an outcome each, a `GatewayError` for what could not be written."""
+        attempt = _Attempt(batch)
         delay_s, vanished = _FIRST_DELAY_S, 0
         while True:
             try:
-                self._lock.hold()
-                with transaction() as tx:
-                    return self._apply(tx, batch)
-            except Vanished:
-                vanished += 1
-                if len(batch) == 1 and vanished < _VANISHED_TRIES:
-                    continue
-                error: Exception = Vanished("its session was deleted while it opened")
+                return self._try(attempt, deadline)
             except Exception as exc:  # noqa: BLE001  # the thread's edge: each waiter gets the error
                 error = exc
-                if is_connection_lost(exc):
-                    connections["default"].close()
-                if is_transient(exc) and time.monotonic() + delay_s < deadline:
+            if is_connection_lost(error):
+                connections["default"].close()
+            else:
+                attempt.outcomes = None
+            if is_transient(error):
+                if time.monotonic() + delay_s < deadline:
                     time.sleep(delay_s)
                     delay_s = min(delay_s * 2, _LONGEST_DELAY_S)
                     continue
-            if len(batch) > 1 and not is_transient(error):
+            elif len(batch) > 1:
                 return [self._write([work], deadline)[0] for work in batch]
+            elif isinstance(error, Vanished) or is_reference_broken(error):
+                vanished += 1
+                if vanished < _VANISHED_TRIES:
+                    continue
             logger.error("%d writes failed", len(batch), exc_info=error)
             return [
                 RecorderUnavailable(f"the record cannot be written: {type(error).__name__}")
                 for _ in batch
             ]
 
-    def _apply(self, tx: Transaction, batch: Sequence[_Work]) -> list[Any]:
+    def _try(self, attempt: _Attempt, deadline: float) -> list[Any]:
+        """Write a batch in one transaction.
+
+        Raises:
+            Vanished: rows that it builds on were deleted meanwhile.
+            sqlite3.Error, psycopg.Error: from the driver; where the connection was lost in COMMIT, all
+                of it may be written, and `attempt` knows what was.
+        """
+        if self._lock.hold():
+            # While it was free, another process may have settled this one and removed its row.
+            self._is_registered = False
+        wait_s = max(deadline - time.monotonic(), _SHORTEST_WAIT_S)
+        with transaction(lock_wait_s=wait_s) as tx:
+            if attempt.outcomes is None or not self._is_written(tx, attempt.batch):
+                if not self._is_registered:
+                    self._register(tx)
+                attempt.outcomes = self._apply(tx, attempt)
+        self._is_registered = True
+        if attempt.unrecorded:
+            self.unrecorded += attempt.unrecorded
+            logger.info(
+                "%d answers belong to deleted sessions and were not recorded", attempt.unrecorded
+            )
+        return attempt.outcomes
+
+    def _is_written(self, tx: Transaction, batch: Sequence[_Work]) -> bool:
+        """Whether a batch whose COMMIT was not answered is there; all or nothing of it is.
+
+        One that opens no turn may be written twice: closings and partials replace what they wrote.
+        """
+        openings = (work.item for work in batch if isinstance(work.item, Opening))
+        first = next(openings, None)
+        return first is not None and is_open(tx, first.request_id)
+
+    def _apply(self, tx: Transaction, attempt: _Attempt) -> list[Any]:
         """Write a batch in its order: partials, commits, other writes, then what opens."""
+        batch = attempt.batch
         outcomes: dict[int, Any] = {}
         closings: list[Closing] = []
         openings: list[tuple[int, Opening]] = []
@@ -285,21 +365,18 @@ class Recorder:
                     openings.append((index, opening))
                 case task:
                     tasks.append((index, task))
-        if closings:
-            unrecorded = close_turns(tx, closings)
+        attempt.unrecorded = close_turns(tx, closings) if closings else 0
         for index, task in tasks:
             outcomes[index] = task(tx)
         if openings:
             opened = open_turns(tx, [opening for _, opening in openings], worker_id=self.worker_id)
             outcomes.update(zip((index for index, _ in openings), opened, strict=True))
-        if closings and unrecorded:
-            self.unrecorded += unrecorded
-            logger.info("%d answers belong to deleted sessions and were not recorded", unrecorded)
         return [outcomes.get(index) for index in range(len(batch))]
 
     def _register(self, tx: Transaction) -> None:
         tx.execute(
-            "INSERT INTO requests_app_worker (id, host, pid, started_at) VALUES (%s, %s, %s, %s)",
+            "INSERT INTO requests_app_worker (id, host, pid, started_at) VALUES (%s, %s, %s, %s)"
+            " ON CONFLICT (id) DO NOTHING",
             [self.worker_id, socket.gethostname(), os.getpid(), tx.time(datetime.now(UTC))],
         )
 
@@ -309,4 +386,3 @@ class Recorder:
             [self.worker_id],
         )
         tx.execute("DELETE FROM requests_app_worker WHERE id = %s", [self.worker_id])
-        self._lock.release()

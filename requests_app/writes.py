@@ -20,6 +20,7 @@ from django.db.models import Model
 
 from qwenproxy.access.models import UpstreamAccount
 from qwenproxy.transaction import Transaction
+from qwenproxy.wire import json
 from qwenproxy.wire.events import Event, pack
 from qwenproxy.wire.history import Node
 from requests_app.models import Blob, Partial, Request, Response
@@ -145,6 +146,10 @@ def _columns(model: type[Model], names: Iterable[str]) -> str:
     return ", ".join(str(columns[name]) for name in names)
 
 
+def _length(model: type[Model], name: str) -> int | None:
+    return model._meta.get_field(name).max_length  # type: ignore[union-attr]  # a column's field
+
+
 _MARK = "%s"
 _SESSION_FIELDS = (
     "id", "api_key", "user_id", "external_id", "title", "message_count", "request_count",
@@ -254,10 +259,11 @@ UPDATE {_table(Session)} SET message_count = %s, last_accessed = %s, expires_at 
  last_reply_id = (SELECT id FROM {_table(Message)} WHERE session_id = %s AND digest = %s)
 WHERE id = %s
 """
+_SESSION_LOCK = f"SELECT 1 FROM {_table(Session)} WHERE id = %s FOR NO KEY UPDATE"
 _PARTIAL_INSERT = f"""
 INSERT INTO {_table(Partial)} ({_columns(Partial, ("seq", "events", "response"))})
 SELECT %s, %s, r.id FROM {_table(Response)} r WHERE r.response_id = %s AND r.status = 'in_progress'
-ON CONFLICT (response_id, seq) DO NOTHING
+ON CONFLICT (response_id, seq) DO UPDATE SET events = excluded.events
 """
 _PARTIAL_DELETE = f"""
 DELETE FROM {_table(Partial)}
@@ -271,8 +277,8 @@ def open_turns(tx: Transaction, turns: Sequence[Opening], *, worker_id: str) -> 
     Raises:
         Vanished: rows that a turn builds on are gone; resolving again finds the new state.
     """
-    # Sessions named by clients are locked by the upsert below in this order on every process.
-    opened = [Opened(r.session_id, r) for r in [_resolve(tx, turn) for turn in turns]]
+    opened = _resolve_all(tx, turns)
+    # The upsert locks the sessions in this order on every process.
     order = sorted(range(len(turns)), key=lambda i: opened[i].session_id)
     pairs = [(turns[i], opened[i]) for i in order]
     tx.executemany(_SESSION_UPSERT, [_session_row(tx, turn, o) for turn, o in pairs])
@@ -292,24 +298,38 @@ def open_turns(tx: Transaction, turns: Sequence[Opening], *, worker_id: str) -> 
     return opened
 
 
-def _resolve(tx: Transaction, turn: Opening) -> Resolution:
-    return resolve(
-        tx,
-        turn.line,
-        api_key_id=turn.api_key_id,
-        user_id=turn.user_id,
-        external_id=turn.external_id,
-        context_digest=turn.context_digest,
-        now=turn.created_at,
-        new_id=str(uuid.uuid4()),
-    )
+def _resolve_all(tx: Transaction, turns: Sequence[Opening]) -> list[Opened]:
+    opened: list[Opened] = []
+    claimed: set[tuple[str, bytes]] = set()
+    for turn in turns:
+        found = resolve(
+            tx,
+            turn.line,
+            api_key_id=turn.api_key_id,
+            user_id=turn.user_id,
+            external_id=turn.external_id,
+            context_digest=turn.context_digest,
+            now=turn.created_at,
+            new_id=str(uuid.uuid4()),
+            claimed=claimed,
+        )
+        if found.answer >= 0:
+            claimed.add((found.session_id, turn.line[found.answer].digest))
+        opened.append(Opened(found.session_id, found))
+    return opened
+
+
+def is_open(tx: Transaction, request_id: str) -> bool:
+    """Whether a turn is on record: the answer to a COMMIT may be lost where the COMMIT is not."""
+    tx.execute(f"SELECT 1 FROM {_table(Request)} WHERE request_id = %s", [request_id])
+    return tx.fetchone() is not None
 
 
 def _session_row(tx: Transaction, turn: Opening, opened: Opened) -> Sequence[Any]:
     now = tx.time(turn.created_at)
     external_id = turn.external_id
     if external_id is not None and opened.session_id != explicit_session_id(
-        turn.api_key_id, external_id
+        turn.api_key_id, turn.user_id, external_id
     ):
         external_id = None
     return (
@@ -372,7 +392,10 @@ def _request_row(tx: Transaction, turn: Opening, opened: Opened) -> Sequence[Any
 def close_turns(tx: Transaction, turns: Sequence[Closing]) -> int:
     """Write how turns ended; return how many could not be, their session being deleted meanwhile."""
     turns = sorted(turns, key=lambda turn: (turn.session_id, turn.position))
-    chats = [turn for turn in turns if turn.chat is not None]
+    if tx.vendor == "postgresql":
+        # Sessions before their messages, as `open_turns` has it: the order in which all wait.
+        tx.executemany(_SESSION_LOCK, [(id,) for id in sorted({turn.session_id for turn in turns})])
+    chats = [turn for turn in turns if turn.chat is not None and _fit_id(turn.chat.chat_id)]
     if chats:
         tx.executemany(_CHAT_INSERT, [_chat_row(tx, turn) for turn in chats])
     replies = [turn for turn in turns if turn.reply is not None]
@@ -390,6 +413,27 @@ def close_turns(tx: Transaction, turns: Sequence[Closing]) -> int:
     return len(turns) - written
 
 
+# What an upstream says must not keep an answer from being recorded: PostgreSQL refuses longer texts,
+# NUL, and numbers beyond 32 bits. The upstream's own words are in `upstream_response` as well.
+_REASON_CHARS = _length(Response, "finish_reason")
+_CODE_CHARS = _length(Response, "error_code")
+_ID_CHARS = _length(Message, "upstream_id")
+_LARGEST_COUNT = 2**31 - 1
+
+
+def _fit(text: str | None, chars: int | None) -> str | None:
+    return None if text is None else json.plain(text)[:chars]
+
+
+def _fit_id(text: str | None) -> str | None:
+    """An id that had to be changed names nothing."""
+    return text if text == _fit(text, _ID_CHARS) else None
+
+
+def _fit_count(count: int | None) -> int | None:
+    return None if count is None else min(count, _LARGEST_COUNT)
+
+
 def _chat_row(tx: Transaction, turn: Closing) -> Sequence[Any]:
     chat = turn.chat
     assert chat is not None
@@ -405,7 +449,8 @@ def _reply_row(tx: Transaction, turn: Closing) -> Sequence[Any]:
     row = (
         turn.session_id, reply.digest, reply.role, reply.content, turn.dialect, turn.position, True,
         tx.time(turn.completed_at), chat.account_id if chat else None,
-        chat.chat_id if chat else None, turn.upstream_id, turn.upstream_parent_id,
+        _fit_id(chat.chat_id) if chat else None, _fit_id(turn.upstream_id),
+        _fit_id(turn.upstream_parent_id),
         turn.session_id,
     )  # fmt: skip
     return row if turn.parent is None else (*row, turn.parent)
@@ -413,9 +458,12 @@ def _reply_row(tx: Transaction, turn: Closing) -> Sequence[Any]:
 
 def _response_row(tx: Transaction, turn: Closing) -> Sequence[Any]:
     return (
-        turn.status, turn.finish_reason, turn.error_type, turn.error_code, turn.error_message,
-        turn.http_status, turn.client_left, turn.prompt_tokens, turn.completion_tokens,
-        turn.total_tokens, turn.reasoning_tokens, turn.cached_tokens, turn.usage_source,
+        turn.status, _fit(turn.finish_reason, _REASON_CHARS), turn.error_type,
+        _fit(turn.error_code, _CODE_CHARS), turn.error_message, turn.http_status, turn.client_left,
+        *(_fit_count(count) for count in (
+            turn.prompt_tokens, turn.completion_tokens, turn.total_tokens, turn.reasoning_tokens,
+            turn.cached_tokens,
+        )), turn.usage_source,
         turn.upstream_response, turn.reasoning, turn.ttft_ms, turn.duration_ms,
         tx.time(turn.completed_at), turn.session_id,
         turn.reply.digest if turn.reply else None, turn.response_id,

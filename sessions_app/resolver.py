@@ -8,7 +8,7 @@ earlier turn is missed. It reads; the recorder writes.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -22,6 +22,9 @@ Match = Literal["explicit", "continued", "forked", "imported", "new"]
 _NAMESPACE = uuid.UUID("6f2d1a58-6d0f-4c59-9a37-0c9e4f2b7c11")
 # Probes per statement: below SQLite's limit on bound variables.
 _PROBES = 500
+# Answers of the same digest that are looked at, newest first; the second number where the first few
+# all belong to conversations that went on: so many may begin alike at a time and stay apart.
+_CANDIDATES, _ALL_CANDIDATES = 16, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +52,11 @@ class Resolution:
     chat: KnownChat | None = None
 
 
-def explicit_session_id(api_key_id: int, external_id: str) -> str:
-    """The session that a client's own id names; two keys never share one."""
+def explicit_session_id(api_key_id: int, user_id: str | None, external_id: str) -> str:
+    """The session that a client's own id names; two keys, or two users of one, never share one."""
     named = external_id.encode("utf-8", "surrogatepass").hex()
+    if user_id is not None:
+        named = f"{named}:{user_id.encode('utf-8', 'surrogatepass').hex()}"
     return str(uuid.uuid5(_NAMESPACE, f"{api_key_id}:{named}"))
 
 
@@ -65,18 +70,22 @@ def resolve(
     context_digest: bytes,
     now: datetime,
     new_id: str,
+    claimed: Collection[tuple[str, bytes]] = (),
 ) -> Resolution:
     """Find the session of a line; `new_id` is the id of a session that must be made.
 
-    Chats of sessions that expired before `now` are not continued."""
+    Chats of sessions that expired before `now` are not continued. `claimed` are the answers (session,
+    digest) that turns of the same batch go on from: their rows are not there yet.
+    """
     answers = [index for index, node in enumerate(line) if node.role == "assistant"]
     if external_id is not None:
         return _resolve_explicit(
             tx, line, answers, api_key_id=api_key_id, user_id=user_id, external_id=external_id,
-            context_digest=context_digest,
-            now=now,
+            context_digest=context_digest, now=now,
         )  # fmt: skip
-    found = _find_answer(tx, line, answers, user_id=user_id, context_digest=context_digest, now=now)
+    found = _find_answer(
+        tx, line, answers, user_id=user_id, context_digest=context_digest, now=now, claimed=claimed
+    )
     if found is None:
         return Resolution(new_id, "imported" if answers else "new", stored=0)
     return Resolution(
@@ -98,7 +107,7 @@ class _Answer:
     chat: KnownChat | None
 
 
-_CANDIDATES = """
+_FIND = """
 SELECT m.session_id, s.context_digest, m.upstream_id, m.upstream_parent_id,
        c.chat_id, c.account_id, c.model, c.context_digest,
        EXISTS (SELECT 1 FROM sessions_app_message child WHERE child.parent_id = m.id)
@@ -106,7 +115,7 @@ FROM sessions_app_message m
 JOIN sessions_app_session s ON s.id = m.session_id
 LEFT JOIN sessions_app_upstreamchat c ON c.id = m.upstream_chat_id AND s.expires_at > %s
 WHERE m.digest = %s AND m.given AND {owner}
-ORDER BY m.id DESC LIMIT 16
+ORDER BY m.id DESC LIMIT %s
 """
 
 
@@ -119,20 +128,32 @@ def _find_answer(
     context_digest: bytes,
     now: datetime,
     session_id: str | None = None,
+    claimed: Collection[tuple[str, bytes]] = (),
 ) -> _Answer | None:
     """The best place of the deepest given answer: same context, then uncontinued, then newest."""
     owner, params = _owner(user_id, session_id)
-    sql = _CANDIDATES.format(owner=owner)
+    sql = _FIND.format(owner=owner)
+
+    def best(index: int, limit: int) -> _Answer | None:
+        digest = line[index].digest
+        tx.execute(sql, [tx.time(now), digest, *params, limit])
+        rows = tx.fetchall()
+        found = [
+            _answer(index, row, context_digest, is_claimed=(row[0], digest) in claimed)
+            for row in rows
+        ]
+        chosen = max(found, key=lambda a: (a.same_context, not a.continued), default=None)
+        if chosen is not None and chosen.continued and len(rows) == limit < _ALL_CANDIDATES:
+            return best(index, _ALL_CANDIDATES)
+        return chosen
+
     # Nearly always the last answer is ours; one probe finds it. Looking for all at once by
     # `IN (...) ORDER BY` took 23 ms against 0.03 ms where a first exchange is popular.
     remaining = list(answers)
     while remaining:
         index = remaining.pop()
-        tx.execute(sql, [tx.time(now), line[index].digest, *params])
-        rows = tx.fetchall()
-        if rows:
-            found = [_answer(index, row, context_digest) for row in rows]
-            return max(found, key=lambda answer: (answer.same_context, not answer.continued))
+        if (found := best(index, _CANDIDATES)) is not None:
+            return found
         deepest = _deepest_stored(
             tx, line, remaining, "m.given AND " + owner, params, join=session_id is None
         )
@@ -148,7 +169,7 @@ def _owner(user_id: str | None, session_id: str | None) -> tuple[str, list[str]]
     return "s.user_id = %s", [user_id]
 
 
-def _answer(index: int, row: Sequence[Any], context_digest: bytes) -> _Answer:
+def _answer(index: int, row: Sequence[Any], context_digest: bytes, *, is_claimed: bool) -> _Answer:
     session_id, session_context, upstream_id, upstream_parent_id, *chat, continued = row
     known = None
     if chat[0] is not None:
@@ -157,7 +178,11 @@ def _answer(index: int, row: Sequence[Any], context_digest: bytes) -> _Answer:
             chat_id, account_id, model, bytes(chat_context), upstream_id, upstream_parent_id, index
         )
     return _Answer(
-        index, session_id, bool(continued), bytes(session_context) == context_digest, known
+        index,
+        session_id,
+        bool(continued) or is_claimed,
+        bytes(session_context) == context_digest,
+        known,
     )
 
 
@@ -200,18 +225,17 @@ def _resolve_explicit(
     now: datetime,
 ) -> Resolution:
     """The client names the session; where an upstream chat goes on is still decided by digest."""
-    session_id = explicit_session_id(api_key_id, external_id)
+    session_id = explicit_session_id(api_key_id, user_id, external_id)
     # Clients may hand back the id that our own x-session-id header named.
     tx.execute(
-        "SELECT id FROM sessions_app_session WHERE id = %s AND api_key_id = %s",
+        "SELECT id, user_id FROM sessions_app_session WHERE id = %s AND api_key_id = %s",
         [json.plain(external_id), api_key_id],
     )
     row = tx.fetchone()
-    if row is not None and row[0] == external_id:
+    if row is not None and row[0] == external_id and user_id in (None, row[1]):
         session_id = row[0]
     found = _find_answer(
-        tx, line, answers, user_id=user_id, context_digest=context_digest,
-            now=now,
+        tx, line, answers, user_id=user_id, context_digest=context_digest, now=now,
         session_id=session_id,
     )  # fmt: skip
     if found is None:

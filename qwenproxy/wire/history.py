@@ -21,6 +21,8 @@ VERSION = b"\x01"
 _DIGEST_BYTES = 23
 _SYSTEM_ROLES = ("system", "developer")
 _TEXT_PARTS = ("text", "input_text", "output_text")
+# What a model thought, as some clients send it back among the parts.
+_REASONING_PARTS = ("reasoning", "thinking", "redacted_thinking")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ def match_form(message: Mapping[str, JSONValue]) -> list[JSONValue]:
         content = content.strip()
     form: list[JSONValue] = [role, content]
     calls = _match_calls(message)
-    tool_call_id = message.get("tool_call_id")
+    tool_call_id = message.get("tool_call_id") or None
     if calls or tool_call_id:
         form += [calls, tool_call_id]
     return form
@@ -76,7 +78,10 @@ def _match_content(content: JSONValue) -> JSONValue:
     texts: list[str] = []
     parts: list[JSONValue] = []
     for part in content:
-        if isinstance(part, dict) and part.get("type") in _TEXT_PARTS:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in _REASONING_PARTS:
+            continue
+        if isinstance(part, dict) and kind in _TEXT_PARTS:
             text = part.get("text")
             texts.append(text if isinstance(text, str) else "")
             parts.append(["text", texts[-1]])
@@ -99,7 +104,11 @@ def _match_calls(message: Mapping[str, JSONValue]) -> list[JSONValue]:
             function = call.get("function") if isinstance(call, dict) else None
             if isinstance(call, dict) and isinstance(function, dict):
                 forms.append(
-                    [call.get("id"), function.get("name"), _parsed(function.get("arguments"))]
+                    [
+                        call.get("id") or None,
+                        function.get("name"),
+                        _parsed(function.get("arguments")),
+                    ]
                 )
             else:
                 forms.append(call)
@@ -110,11 +119,14 @@ def _match_calls(message: Mapping[str, JSONValue]) -> list[JSONValue]:
 
 
 def _parsed(arguments: JSONValue) -> JSONValue:
-    if not isinstance(arguments, str):
-        return arguments
+    """What call arguments say, as one canonical text; as they are where they are no JSON."""
     try:
-        return json.loads(arguments.encode())
-    except (json.JSONError, UnicodeEncodeError):
+        if isinstance(arguments, str):
+            # No arguments and an empty object are one: clients send either back.
+            arguments = json.loads(arguments.encode()) if arguments.strip() else {}
+        text = json.dumps({} if arguments is None else arguments, sort_keys=True).decode()
+        return ["json", text]
+    except (json.JSONError, UnicodeEncodeError, RecursionError):
         return arguments
 
 
