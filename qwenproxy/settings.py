@@ -185,6 +185,29 @@ SEED_OPENAI_COMPATIBLE = {
     "api_key": _secret("OPENAI_COMPATIBLE_API_KEY"),
 }
 
+# --- changes of the schema ---
+
+# Who is named in the history; empty: the user of the operating system.
+ACTOR = _text("QWENPROXY_ACTOR")
+MIGRATE_ON_START: Literal["auto", "check", "off"] = _choice(
+    "QWENPROXY_MIGRATE_ON_START", "auto", "check", "off"
+)
+MIGRATE_TRANSACTIONS: Literal["all", "each"] = _choice("QWENPROXY_MIGRATE_TX", "all", "each")
+MIGRATE_LOCK_WAIT_S = _number("QWENPROXY_MIGRATE_LOCK_WAIT_S", 60)
+MIGRATE_LOCK_TIMEOUT_S = _number("QWENPROXY_MIGRATE_LOCK_TIMEOUT_S", 5, minimum=0.1)
+MIGRATE_WAIT_FOR_DATABASE_S = _number("QWENPROXY_MIGRATE_WAIT_FOR_DATABASE_S", 30)
+MIGRATE_BACKUP: Literal["auto", "always", "never"] = _choice(
+    "QWENPROXY_MIGRATE_BACKUP", "auto", "always", "never"
+)
+MIGRATE_BACKUP_DIR = (
+    Path(_text("QWENPROXY_MIGRATE_BACKUP_DIR")).expanduser().absolute()
+    if _text("QWENPROXY_MIGRATE_BACKUP_DIR")
+    else None
+)
+MIGRATE_BACKUP_KEEP = _whole("QWENPROXY_MIGRATE_BACKUP_KEEP", 5, minimum=1)
+MIGRATE_BACKUP_BYTES = int(_number("QWENPROXY_MIGRATE_BACKUP_MAX_MB", 10240) * 2**20)
+MIGRATE_DRIFT: Literal["refuse", "warn"] = _choice("QWENPROXY_MIGRATE_DRIFT", "refuse", "warn")
+
 # --- the gateway ---
 
 QWEN_PARENT_RULE: Literal["response_id", "parent_id"] = _choice(

@@ -1,174 +1,122 @@
-"""Bringing the database up to date before serving.
+"""Bringing the database up to date before serving, or saying why not; never serving after a failure.
 
-Nothing to do is the usual case and costs one SELECT: applied names against the migration files on
-disk, no lock, no import of a migration. Otherwise one process migrates under a lock that dies with it
-while the others wait, then look again. A database ahead of the code is refused.
+Nothing to do is the usual case and costs one SELECT. A database ahead of the code, a migration that
+was rolled back by hand and a file that was edited after it ran are refused with nothing changed.
 """
 
 from __future__ import annotations
 
-import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
-from django.apps import apps
+from django.conf import settings
 from django.core.management import call_command
 from django.db import connection
-from django.db.migrations.recorder import MigrationRecorder
-from django.db.utils import OperationalError, ProgrammingError
+from django.db.utils import OperationalError
 
-# "qwenproxy" in ASCII, cut to a bigint: the same for every process that shares a database.
-_ADVISORY_KEY = int.from_bytes(b"qwenprox", "big") >> 1
-_POLL_S = 0.1
+from qwenproxy.schema.locking import Write
+from qwenproxy.schema.refusals import Held, LockTimeout, Refused, SchemaChanged
+from qwenproxy.schema.runner import Progress
+from qwenproxy.schema.state import (
+    SchemaState,
+    changed,
+    held,
+    read_state,
+    refuse_ahead,
+    warn_unknown,
+)
 
-MigrationName = tuple[str, str]
-
-
-class DatabaseAhead(Exception):
-    """The database has migrations that this version does not know."""
-
-
-class LockTimeout(Exception):
-    """Another process held the migration lock for too long."""
-
-
-@dataclass(frozen=True, slots=True)
-class SchemaState:
-    # (app label, migration name), sorted.
-    pending: list[MigrationName]
-    # Applied migrations of our own apps without a file.
-    unknown: list[MigrationName]
+_POLL_S = 1.0
 
 
-def read_state() -> SchemaState:
-    """Compare the applied migrations with the files on disk; reads only."""
-    applied = _applied()
-    on_disk = set(_on_disk())
-    own = {label for label, _ in on_disk if _is_own(label)}
-    return SchemaState(
-        pending=sorted(on_disk - applied),
-        unknown=sorted(name for name in applied - on_disk if name[0] in own),
-    )
+def bring_up_to_date(
+    write: Write, *, progress: Progress | None = None, mode: str | None = None
+) -> None:
+    """Apply what is pending, in one process at a time; `write` is told about it in lines. Blocks.
 
-
-def _applied() -> set[MigrationName]:
-    table = MigrationRecorder.Migration._meta.db_table
-    with connection.cursor() as cursor:
-        try:
-            cursor.execute(f"SELECT app, name FROM {table}")  # noqa: S608  # Django's own name
-        except (OperationalError, ProgrammingError):
-            if table in connection.introspection.table_names():
-                raise
-            return set()
-        return {(app, name) for app, name in cursor.fetchall()}
-
-
-def _on_disk() -> Iterator[MigrationName]:
-    for config in apps.get_app_configs():
-        for path in (Path(config.path) / "migrations").glob("*.py"):
-            # Django's loader passes over names that begin so.
-            if path.name[0] not in "_~":
-                yield config.label, path.stem
-
-
-def _is_own(label: str) -> bool:
-    return not apps.get_app_config(label).name.startswith("django.")
-
-
-def bring_up_to_date(write: Callable[[str], None], *, lock_wait_s: float = 60) -> None:
-    """Apply what is pending, in one process at a time; `write` is told about it in lines.
+    `mode` is QWENPROXY_MIGRATE_ON_START's: auto, check (another process migrates: wait for it), off.
 
     Raises:
-        DatabaseAhead: nothing was changed.
-        LockTimeout: nothing was changed by this process.
+        SchemaRefusal: do not serve; its exit code says why.
     """
-    state = read_state()
-    _refuse_ahead(state)
+    mode = mode or settings.MIGRATE_ON_START
+    if mode == "off":
+        return
+    _wait_for_database(write)
+    state = _acceptable_state(write)
     if not state.pending:
         return
-    with migration_lock(lock_wait_s, write):
-        state = read_state()
-        _refuse_ahead(state)
-        if state.pending:
-            write(f"Applying {len(state.pending)} migrations ...")
-            call_command("migrate", interactive=False, verbosity=0)
-            write("The database is up to date.")
+    _refuse_by_hand_only(state, write)
+    if mode == "check":
+        _wait_for_migrations(write)
+        return
+    write(f"Applying {_count(state)} ...")
+    call_command(
+        "migrate", interactive=False, verbosity=0, source="serve", write=write, progress=progress
+    )
+    # The process that was waited for may have been of a newer version.
+    state = _acceptable_state(write)
+    if state.pending:
+        raise Refused(f"{_count(state)} could not be applied; nothing is served.")
+    write("The database is up to date.")
 
 
-def _refuse_ahead(state: SchemaState) -> None:
+def _acceptable_state(write: Write) -> SchemaState:
+    state = read_state()
+    refuse_ahead(state)
     if state.unknown:
-        names = ", ".join(f"{app}.{name}" for app, name in state.unknown)
-        raise DatabaseAhead(
-            f"The database is ahead of this version: it has {names}. Nothing was changed. "
-            "Start the newer version again, or restore a backup that was made before it."
+        write(warn_unknown(state))
+    return state
+
+
+def _refuse_by_hand_only(state: SchemaState, write: Write) -> None:
+    kept = held("default", state.pending)
+    if kept:
+        names = ", ".join(f"{app}.{name}" for app, name in kept)
+        raise Held(
+            f"{names} was rolled back by hand and is held. Nothing was changed. "
+            "Apply it by hand (manage.py migrate), or start the version before it."
         )
+    edited = changed("default")
+    if edited:
+        names = ", ".join(f"{app}.{name}" for app, name in edited)
+        message = f"Edited after it was applied: {names}."
+        if settings.MIGRATE_DRIFT == "refuse":
+            raise SchemaChanged(
+                f"{message} Nothing was changed. Restore the files, or start with "
+                "QWENPROXY_MIGRATE_DRIFT=warn."
+            )
+        write(message)
 
 
-@contextmanager
-def migration_lock(wait_s: float, write: Callable[[str], None]) -> Iterator[None]:
-    """Hold the lock that only one migrating process has; it is freed when the process dies.
-
-    Raises:
-        LockTimeout: it was not free within `wait_s`.
-    """
-    deadline = time.monotonic() + wait_s
-    if connection.vendor == "postgresql":
-        with _advisory_lock(deadline, write):
-            yield
-        return
-    name = str(connection.settings_dict["NAME"])
-    if name == ":memory:" or name.startswith("file:"):
-        yield
-        return
-    with _file_lock(f"{name}.migrate.lock", deadline, write):
-        yield
-
-
-@contextmanager
-def _file_lock(path: str, deadline: float, write: Callable[[str], None]) -> Iterator[None]:
-    # A lock of SQLite's own, beside the data: containers that share the volume share it.
-    lock = sqlite3.connect(path, timeout=0, isolation_level=None)
-    try:
-        for _ in _attempts(deadline, write):
-            try:
-                lock.execute("BEGIN EXCLUSIVE")
-                break
-            except sqlite3.OperationalError as exc:
-                if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-                    raise
-        yield
-    finally:
-        lock.close()
-
-
-@contextmanager
-def _advisory_lock(deadline: float, write: Callable[[str], None]) -> Iterator[None]:
-    # Polled: a session that waits inside pg_advisory_lock holds a snapshot, and CREATE INDEX
-    # CONCURRENTLY would wait for it.
-    with connection.cursor() as cursor:
-        for _ in _attempts(deadline, write):
-            cursor.execute("SELECT pg_try_advisory_lock(%s)", [_ADVISORY_KEY])
-            if cursor.fetchone()[0]:
-                break
-        try:
-            yield
-        finally:
-            cursor.execute("SELECT pg_advisory_unlock(%s)", [_ADVISORY_KEY])
-
-
-def _attempts(deadline: float, write: Callable[[str], None]) -> Iterator[None]:
-    """Yield until the caller breaks off, at most to the deadline."""
+def _wait_for_database(write: Write) -> None:
+    deadline = time.monotonic() + settings.MIGRATE_WAIT_FOR_DATABASE_S
     has_told = False
     while True:
-        yield
-        if time.monotonic() > deadline:
-            raise LockTimeout(
-                "Another process has been migrating this database for too long; see its log."
-            )
+        try:
+            connection.ensure_connection()
+            return
+        except OperationalError as exc:
+            error = exc
+        if connection.vendor == "sqlite" or time.monotonic() > deadline:
+            raise Refused(f"The database cannot be opened: {str(error).strip()}") from error
         if not has_told:
-            write("Waiting for another process that migrates this database ...")
+            write(f"Waiting for the database: {str(error).strip()}")
             has_told = True
         time.sleep(_POLL_S)
+
+
+def _wait_for_migrations(write: Write) -> None:
+    write("Waiting for another process to migrate the database ...")
+    deadline = time.monotonic() + settings.MIGRATE_LOCK_WAIT_S
+    while _acceptable_state(write).pending:
+        if time.monotonic() > deadline:
+            raise LockTimeout(
+                "The database has not been migrated. Run: manage.py migrate, or start with "
+                "QWENPROXY_MIGRATE_ON_START=auto."
+            )
+        time.sleep(_POLL_S)
+
+
+def _count(state: SchemaState) -> str:
+    count = len(state.pending)
+    return f"{count} migration" if count == 1 else f"{count} migrations"

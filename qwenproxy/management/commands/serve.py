@@ -20,7 +20,7 @@ from django.core.management.base import BaseCommand, CommandError
 from qwenproxy.access import first_start
 from qwenproxy.asgi import application
 from qwenproxy.proxy import discovery
-from qwenproxy.schema.startup import DatabaseAhead, LockTimeout, bring_up_to_date
+from qwenproxy.schema.startup import bring_up_to_date
 
 # Beyond the drain's deadline: interrupted turns record their end and say so to their clients.
 _GRACE_S = 10
@@ -62,12 +62,7 @@ class Command(BaseCommand):
         listener = _bind(host, port)
         port = listener.getsockname()[1]
         address = f"http://{_shown_host(host)}:{port}"
-        try:
-            bring_up_to_date(self._say)
-        except (DatabaseAhead, LockTimeout) as exc:
-            raise CommandError(
-                str(exc), returncode=4 if isinstance(exc, DatabaseAhead) else 8
-            ) from exc
+        bring_up_to_date(self._say)
         try:
             begun = first_start.prepare()
         except ImproperlyConfigured as exc:

@@ -1,0 +1,99 @@
+"""Django's `migrate`, made safe: one lock, a backup first, one transaction, a history.
+
+Django's flags and output stay as they are; what is ours goes to stderr.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import CommandParser
+from django.core.management.commands import migrate
+from django.db import connections
+from django.db.migrations import Migration
+
+from qwenproxy.schema.locking import is_scratch
+from qwenproxy.schema.runner import Options, Run
+from qwenproxy.schema.state import read_state
+
+
+class Command(migrate.Command):
+    # For `serve`: who asks, and where the progress goes.
+    stealth_options = ("source", "progress", "write")
+
+    _run: Run | None = None
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        super().add_arguments(parser)
+        parser.add_argument(
+            "--tx",
+            choices=("all", "each"),
+            default=settings.MIGRATE_TRANSACTIONS,
+            help="One transaction for all pending migrations (default), or one for each.",
+        )
+        parser.add_argument(
+            "--backup",
+            choices=("auto", "always", "never"),
+            default=settings.MIGRATE_BACKUP,
+            help="Back the database up first; auto: where it is SQLite and something is pending.",
+        )
+        parser.add_argument(
+            "--lock-wait",
+            type=float,
+            metavar="SECONDS",
+            default=settings.MIGRATE_LOCK_WAIT_S,
+            help="How long to wait for another process that migrates.",
+        )
+        parser.add_argument(
+            "--lock-timeout",
+            type=float,
+            metavar="SECONDS",
+            default=settings.MIGRATE_LOCK_TIMEOUT_S,
+            help="PostgreSQL: how long a statement waits for a table that is in use.",
+        )
+        parser.add_argument(
+            "--allow-unsafe",
+            action="store_true",
+            help="Let an upgrade drop columns and tables that hold data.",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        is_read_only = options["plan"] or options["check_unapplied"]
+        if is_read_only or self._has_nothing_to_do(options):
+            super().handle(*args, **options)
+            return
+        self._run = Run(
+            connections[options["database"]],
+            Options(
+                transactions=options["tx"],
+                backup=options["backup"],
+                lock_wait_s=options["lock_wait"],
+                lock_timeout_s=options["lock_timeout"],
+                allow_unsafe=options["allow_unsafe"],
+                source=options.get("source") or "cli",
+            ),
+            options.get("write") or self._say,
+            options.get("progress"),
+        )
+        django_handle = super().handle
+        self._run.execute(lambda: django_handle(*args, **options))
+
+    def _has_nothing_to_do(self, options: dict[str, Any]) -> bool:
+        """Without the lock: replicas that start together do not queue for nothing."""
+        if options["migration_name"] or options["prune"] or options["run_syncdb"]:
+            return False
+        if is_scratch(connections[options["database"]]):
+            return False
+        return not read_state(options["database"]).pending
+
+    def migration_progress_callback(
+        self, action: str, migration: Migration | None = None, fake: bool = False
+    ) -> None:
+        if self._run is not None:
+            self._run.observe(action, migration, fake)
+        super().migration_progress_callback(action, migration, fake)
+
+    def _say(self, line: str) -> None:
+        self.stderr.write(line, style_func=str)
+        self.stderr.flush()

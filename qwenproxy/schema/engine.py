@@ -1,0 +1,117 @@
+"""What the two engines need around migrations: timeouts, foreign keys, leftovers of killed attempts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import django.db
+import psycopg
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.migrations import AddIndex, Migration
+
+# Beyond that, what a rewritten table has left in the WAL is given back to the file system at once.
+_LARGE_WAL_BYTES = 16 * 2**20
+# An index or a table was not to be had within lock_timeout, or two waited for each other.
+_CONFLICTS = ("55P03", "40P01")
+
+
+@contextmanager
+def session(
+    connection: BaseDatabaseWrapper, lock_wait_s: float, lock_timeout_s: float
+) -> Iterator[None]:
+    """Set a connection up for migrating, and back.
+
+    On PostgreSQL call it with the migration lock held: its timeout is for tables alone.
+    """
+    connection.ensure_connection()
+    if connection.vendor == "postgresql":
+        values = {
+            "lock_timeout": f"{round(lock_timeout_s * 1000)}ms",
+            "statement_timeout": "0",
+            "idle_in_transaction_session_timeout": "0",
+        }
+        # A server notices a dead client, and lets go of its locks, only when it looks.
+        if connection.pg_version >= 140000:  # type: ignore[attr-defined]  # PostgreSQL has it
+            values["client_connection_check_interval"] = "2s"
+        begin = [f"SET {name} = '{value}'" for name, value in values.items()]
+        end = [f"RESET {name}" for name in values]
+    elif connection.vendor == "sqlite":
+        before = _fetch(connection, "PRAGMA busy_timeout")
+        begin = [f"PRAGMA busy_timeout = {round(lock_wait_s * 1000)}"]
+        end = [f"PRAGMA busy_timeout = {before}"]
+    else:
+        begin = end = []
+    _execute(connection, begin)
+    try:
+        yield
+    finally:
+        if connection.connection is not None and connection.is_usable():
+            _execute(connection, end)
+
+
+@contextmanager
+def foreign_keys_off(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """SQLite: remaking a table that others refer to would empty these others."""
+    if connection.vendor != "sqlite" or connection.in_atomic_block:
+        yield
+        return
+    connection.disable_constraint_checking()
+    try:
+        yield
+    finally:
+        if connection.connection is not None:
+            connection.enable_constraint_checking()
+
+
+def is_lock_conflict(error: BaseException) -> bool:
+    """Whether PostgreSQL refused for want of a table lock: the same may succeed a little later."""
+    cause = error.__cause__ if isinstance(error, django.db.Error) else error
+    return isinstance(cause, psycopg.Error) and cause.sqlstate in _CONFLICTS
+
+
+def drop_invalid_indexes(connection: BaseDatabaseWrapper, migration: Migration) -> None:
+    """Remove what a killed CREATE INDEX CONCURRENTLY of this migration has left; it blocks the next."""
+    if connection.vendor != "postgresql":
+        return
+    names = [
+        operation.index.name
+        for operation in migration.operations
+        if isinstance(operation, AddIndex) and operation.index.name
+    ]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid "
+            "WHERE NOT indisvalid AND relname = ANY(%s) AND pg_table_is_visible(indexrelid)",
+            [names],
+        )
+        for (name,) in cursor.fetchall():
+            cursor.execute(f"DROP INDEX CONCURRENTLY {connection.ops.quote_name(name)}")
+
+
+def shrink_wal(connection: BaseDatabaseWrapper) -> None:
+    if connection.vendor != "sqlite" or connection.in_atomic_block:
+        return
+    try:
+        size = os.stat(f"{connection.settings_dict['NAME']}-wal").st_size
+    except (FileNotFoundError, ValueError):
+        return
+    if size > _LARGE_WAL_BYTES:
+        before = _fetch(connection, "PRAGMA busy_timeout")
+        # A long reader is not waited for: the WAL shrinks another time.
+        _execute(connection, ["PRAGMA busy_timeout = 1000", "PRAGMA wal_checkpoint(TRUNCATE)"])
+        _execute(connection, [f"PRAGMA busy_timeout = {before}"])
+
+
+def _execute(connection: BaseDatabaseWrapper, statements: list[str]) -> None:
+    with connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+
+
+def _fetch(connection: BaseDatabaseWrapper, sql: str) -> Any:
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+        return cursor.fetchone()[0]

@@ -1,0 +1,146 @@
+"""The migration files that this version has: their names without importing them, and their checksums.
+
+Names come from the directories, as Django's loader would find them; where there are no plain source
+files (a zipped install, bytecode only) the loader itself is asked.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from django.apps import AppConfig, apps
+from django.conf import settings
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.migrations import Migration
+from django.db.migrations import operations as ops
+from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.operations.base import Operation
+
+MigrationName = tuple[str, str]
+_FOREIGN = {"site-packages", "dist-packages"}
+
+
+def on_disk(alias: str = "default") -> set[MigrationName]:
+    """(app label, name) of every migration file of the installed apps; imports none of them."""
+    names: set[MigrationName] = set()
+    for config in apps.get_app_configs():
+        directory = _directory(config)
+        if directory is None:
+            continue
+        found = _names(directory)
+        if found is None:
+            return set(MigrationLoader(connections[alias]).disk_migrations)
+        names.update((config.label, name) for name in found)
+    return names
+
+
+def _directory(config: AppConfig) -> str | None:
+    if config.label not in settings.MIGRATION_MODULES:
+        return os.path.join(config.path, "migrations")
+    module = settings.MIGRATION_MODULES[config.label]
+    # A missing module is a mistake that Django's loader reports.
+    spec = find_spec(module) if module else None
+    locations = spec.submodule_search_locations if spec else None
+    return next(iter(locations), None) if locations else None
+
+
+def _names(directory: str) -> list[str] | None:
+    """The migrations of a package; none where it is no package, None where only the loader can tell."""
+    try:
+        entries = os.listdir(directory)
+    except FileNotFoundError:
+        return [] if os.path.isdir(os.path.dirname(directory)) else None
+    except NotADirectoryError:
+        return None
+    if "__init__.py" not in entries:
+        return None if "__init__.pyc" in entries else []
+    # Django's loader passes over names that begin so.
+    return [name[:-3] for name in entries if name.endswith(".py") and name[0] not in "_~"]
+
+
+def loaded(connection: BaseDatabaseWrapper) -> dict[MigrationName, Migration]:
+    """Every migration on disk, imported."""
+    return dict(MigrationLoader(connection, ignore_no_migrations=True).disk_migrations)
+
+
+def is_own(label: str) -> bool:
+    """Whether an app came with this code, not from an installed package."""
+    try:
+        path = apps.get_app_config(label).path
+    except LookupError:
+        return False
+    return _FOREIGN.isdisjoint(Path(path).parts)
+
+
+def source_of(migration: Migration) -> Path | None:
+    file = getattr(sys.modules.get(type(migration).__module__), "__file__", None)
+    return Path(file) if file and file.endswith(".py") else None
+
+
+def checksum(migration: Migration) -> str:
+    """Hash what the file does: formatting and comments do not count, any code does.
+
+    The same on every version of Python. Empty where there is no source.
+    """
+    path = source_of(migration)
+    if path is None:
+        return ""
+    digest = hashlib.sha256()
+    for part in _tokens(ast.parse(path.read_bytes())):
+        digest.update(part.encode("utf-8", "surrogatepass"))
+    return f"ast1:{digest.hexdigest()}"
+
+
+def _tokens(node: object) -> Iterator[str]:
+    # Fields that are empty are left out: newer versions of Python add such ones.
+    if isinstance(node, ast.AST):
+        yield f"({type(node).__name__}"
+        for name, value in ast.iter_fields(node):
+            if value is not None and value != [] and name not in ("kind", "type_comment"):
+                yield f" {name}="
+                yield from _tokens(value)
+        yield ")"
+    elif isinstance(node, list):
+        yield "["
+        for item in node:
+            yield from _tokens(item)
+            yield ","
+        yield "]"
+    else:
+        yield repr(node)
+
+
+_HARMLESS = (
+    ops.CreateModel,
+    ops.AddIndex,
+    ops.RemoveIndex,
+    ops.RenameIndex,
+    ops.RemoveConstraint,
+    ops.AlterModelOptions,
+    ops.AlterModelManagers,
+    ops.AlterModelTableComment,
+)
+
+
+def is_breaking(migration: Migration) -> bool:
+    """Whether code from before it may fail on the database after it; `Migration.breaking` decides."""
+    declared = getattr(migration, "breaking", None)
+    if declared is not None:
+        return bool(declared)
+    return any(_breaks(operation) for operation in migration.operations)
+
+
+def _breaks(operation: Operation) -> bool:
+    if isinstance(operation, ops.AddField):
+        field = operation.field
+        return not (field.null or field.many_to_many or field.has_db_default())
+    if isinstance(operation, ops.SeparateDatabaseAndState):
+        return any(_breaks(inner) for inner in operation.database_operations)
+    return not isinstance(operation, _HARMLESS)
