@@ -120,12 +120,12 @@ def _match_calls(message: Mapping[str, JSONValue]) -> list[JSONValue]:
 
 def _parsed(arguments: JSONValue) -> JSONValue:
     """What call arguments say, as one canonical text; as they are where they are no JSON."""
+    value = arguments
     try:
         if isinstance(arguments, str):
-            # No arguments and an empty object are one: clients send either back.
-            arguments = json.loads(arguments.encode()) if arguments.strip() else {}
-        text = json.dumps({} if arguments is None else arguments, sort_keys=True).decode()
-        return ["json", text]
+            value = json.loads(arguments.encode()) if arguments.strip() else None
+        # No arguments and an empty object are one: clients send either back.
+        return ["json", json.dumps({} if value is None else value, sort_keys=True).decode()]
     except (json.JSONError, UnicodeEncodeError, RecursionError):
         return arguments
 
