@@ -113,7 +113,8 @@ class SQLiteTransaction(Transaction):
         return self._cursor.rowcount
 
     def time(self, value: datetime) -> str:
-        return value.replace(tzinfo=None).isoformat(" ", "microseconds")
+        # As Django writes it: without a fraction where there is none.
+        return str(value.replace(tzinfo=None))
 
 
 class PostgreSQLTransaction(Transaction):

@@ -52,8 +52,6 @@ class Request(models.Model):
     prompt = models.ForeignKey(Message, null=True, on_delete=models.CASCADE)
     system = models.ForeignKey(Blob, null=True, on_delete=models.PROTECT, related_name="+")
     tools = models.ForeignKey(Blob, null=True, on_delete=models.PROTECT, related_name="+")
-    # The rest of the body as sent, compact JSON.
-    parameters = models.TextField()
     dialect = models.CharField(max_length=12)
     method = models.CharField(max_length=8)
     path = models.CharField(max_length=200)
@@ -68,12 +66,16 @@ class Request(models.Model):
     account = models.ForeignKey(
         UpstreamAccount, null=True, on_delete=models.SET_NULL, db_index=False
     )
+    created_at = models.DateTimeField()
+    # SHA-256 of the text that went upstream.
+    upstream_text_digest = models.BinaryField(max_length=32, null=True)
+    # Long texts last, here and in Response: lists read only the columns before them.
+    # The rest of the body as sent, compact JSON.
+    parameters = models.TextField()
     # Compact JSON list of {account, started, ms, cause} in their order; cause null for the one used.
     attempts = models.TextField(default="[]")
-    # Compact JSON of the call without its text, and the SHA-256 of that text.
+    # Compact JSON of the call without its text.
     upstream_request = models.TextField(default="")
-    upstream_text_digest = models.BinaryField(max_length=32, null=True)
-    created_at = models.DateTimeField()
 
     class Meta:
         indexes: ClassVar = [
@@ -117,13 +119,13 @@ class Response(models.Model):
     cached_tokens = models.IntegerField(null=True)
     # reported: the upstream's own; estimated: ours, from text length; partial: of an unfinished answer.
     usage_source = models.CharField(max_length=10, default="")
-    # Compact JSON: ids, raw usage, and the raw text where tool calls were read from it.
-    upstream_response = models.TextField(default="")
-    reasoning = models.TextField(default="")
     ttft_ms = models.IntegerField(null=True)
     duration_ms = models.IntegerField(null=True)
     created_at = models.DateTimeField()
     completed_at = models.DateTimeField(null=True)
+    # Compact JSON: ids, raw usage, and the raw text where tool calls were read from it.
+    upstream_response = models.TextField(default="")
+    reasoning = models.TextField(default="")
 
     class Meta:
         indexes: ClassVar = [

@@ -49,6 +49,7 @@ class Session(models.Model):
             models.Index(fields=["created_at", "id"], name="session_created"),
             models.Index(fields=["last_accessed", "id"], name="session_accessed"),
             models.Index(fields=["api_key", "created_at", "id"], name="session_key_created"),
+            models.Index(fields=["api_key", "last_accessed", "id"], name="session_key_accessed"),
             models.Index(
                 fields=["user_id", "created_at", "id"],
                 name="session_user_created",
@@ -90,8 +91,6 @@ class Message(models.Model):
     # Covers the whole line up to here; see qwenproxy.wire.history.
     digest = models.BinaryField(max_length=32)
     role = models.CharField(max_length=20)
-    # Compact JSON of the message as first seen, without its role; a bare JSON text is its `content`.
-    content = models.TextField()
     # The client protocol it was first seen in: chat, completions, responses, anthropic.
     dialect = models.CharField(max_length=12)
     # 0 for the first message of a line; system messages at the head are not counted (see Blob).
@@ -105,12 +104,19 @@ class Message(models.Model):
     upstream_id = models.CharField(max_length=100, null=True)  # noqa: DJ001  # null: no such upstream
     upstream_parent_id = models.CharField(max_length=100, null=True)  # noqa: DJ001
     created_at = models.DateTimeField()
+    # Compact JSON of the message as first seen, without its role; a bare JSON text is its `content`.
+    # The last column: SQLite walks a long text's overflow pages to reach one behind it.
+    content = models.TextField()
 
     class Meta:
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["session", "digest"], name="message_unique"),
         ]
         indexes: ClassVar = [
+            # The first user message of a session, for lists.
+            models.Index(
+                fields=["session", "id"], name="message_user", condition=models.Q(role="user")
+            ),
             models.Index(fields=["digest"], name="message_given", condition=models.Q(given=True)),
             models.Index(
                 fields=["upstream_chat"],
