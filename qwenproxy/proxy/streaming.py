@@ -180,14 +180,18 @@ class ClientStream(HttpResponseBase):
 
     def _tick(self, loop: asyncio.AbstractEventLoop, deadline: asyncio.Timeout) -> None:
         """One timer per client in place of one per chunk: keep-alive comments, stuck sends."""
-        now = loop.time()
+        now, next_s = loop.time(), self._tick_s
         if self._sending_since is not None:
             if now - self._sending_since >= self._send_timeout_s:
                 deadline.reschedule(now)
                 return
-        elif self._sse and now - self._last_sent >= self._keep_alive_s * 0.99 and not self._ended:
-            self.append(_KEEP_ALIVE)
-        self._timer = loop.call_later(self._tick_s, self._tick, loop, deadline)
+        elif self._sse and not self._ended:
+            left_s = self._keep_alive_s * 0.99 - (now - self._last_sent)
+            if left_s <= 0:
+                self.append(_KEEP_ALIVE)
+            else:
+                next_s = min(next_s, left_s)
+        self._timer = loop.call_later(next_s, self._tick, loop, deadline)
 
     async def _listen(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
