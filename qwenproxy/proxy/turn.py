@@ -128,6 +128,7 @@ class Turn:
     _upstream: Upstream | None = field(init=False, default=None)
     _upstream_label: str = field(init=False, default="")
     _ending: Literal["", "cancelled", "interrupted"] = field(init=False, default="")
+    _has_failed: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.request_id = f"req_{uuid4().hex}"
@@ -387,6 +388,7 @@ class Turn:
         self.client.end()
 
     async def _fail(self, error: GatewayError) -> None:
+        self._has_failed = True
         logger.log(
             error.log_level,
             "turn failed: %s",
@@ -433,8 +435,8 @@ class Turn:
             self._end_early("cancelled")
 
     def _end_early(self, ending: Literal["cancelled", "interrupted"]) -> None:
-        # Once the answer is whole, its commit is under way: that end stands.
-        if self._ending or self.answer.finish_reason is not None:
+        # Once the answer is whole or has failed, its commit is under way: that end stands.
+        if self._ending or self._has_failed or self.answer.finish_reason is not None:
             return
         self._ending = ending
         if self._task is not None:
