@@ -15,12 +15,13 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+from django.db import Error as DatabaseError
 from django.db.models.signals import post_delete, post_save
 
 from qwenproxy.access.accounts import StoredAccount, load_accounts
 from qwenproxy.access.models import UpstreamAccount
 from qwenproxy.database import run_in_db
-from qwenproxy.errors import GatewayError, NotFound, NoUpstream
+from qwenproxy.errors import GatewayError, NotFound, NoUpstream, RecorderUnavailable
 from qwenproxy.upstream.protocol import ModelInfo, Upstream
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Routing:
     aliases: Sequence[tuple[str, str]] = ()
     _listings: list[_Listing] = field(default_factory=list)
     _loaded_at: float = float("-inf")
+    _has_loaded: bool = False
     _loading: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -85,6 +87,7 @@ class Routing:
         Raises:
             NoUpstream: there is no account at all.
             NotFound: no account serves it.
+            RecorderUnavailable: the accounts could not be read yet.
         """
         await self._load()
         if not self._listings:
@@ -110,7 +113,11 @@ class Routing:
         return route
 
     async def models(self) -> list[ModelInfo]:
-        """Everything that the upstreams list now, each id once."""
+        """Everything that the upstreams list now, each id once.
+
+        Raises:
+            RecorderUnavailable: the accounts could not be read yet.
+        """
         await self._load()
         self._refresh()
         await self._read_lists(lambda listing: listing.models is None)
@@ -165,11 +172,19 @@ class Routing:
             self._loading = self._spawn(self._load_accounts())
         if age_s == float("inf"):
             await asyncio.shield(self._loading)
+            if not self._has_loaded:
+                raise RecorderUnavailable(
+                    "The database that holds the upstream accounts did not answer. Try again in a moment."
+                )
 
     async def _load_accounts(self) -> None:
         started = time.monotonic()
         try:
             stored = await run_in_db(load_accounts)
+        except DatabaseError as exc:
+            # Those that are known go on.
+            logger.error("upstream accounts cannot be read: %s", exc)
+        else:
             known = {listing.stored.id: listing for listing in self._listings}
             self._listings = [
                 listing
@@ -178,6 +193,7 @@ class Routing:
                 for account in stored
             ]
             self._loaded_at = started
+            self._has_loaded = True
         finally:
             self._loading = None
 

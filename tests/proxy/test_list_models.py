@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import openai
 import pytest
+from django.db import OperationalError
 
 from qwenproxy.access.models import UpstreamAccount
 from qwenproxy.proxy import routing
@@ -201,3 +202,24 @@ def test_the_demo_serves_its_own_model(open_gateway, make_account):
     gateway = open_gateway()
     assert ids(gateway) == ["qwen-demo"]
     assert "demo" in gateway.ask("gpt-4o").json()["choices"][0]["message"]["content"]
+
+
+def test_a_database_that_fails_is_503_at_first_and_later_goes_unnoticed(
+    open_gateway, server, monkeypatch
+):
+    gateway = open_gateway()
+
+    def fail():
+        raise OperationalError("database is locked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(routing, "load_accounts", fail)
+        for answer in (gateway.http.get(MODELS), gateway.ask(server.model)):
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "recorder_unavailable"
+    assert gateway.ask(server.model).status_code == 200
+    with monkeypatch.context() as patch:
+        patch.setattr(routing, "load_accounts", fail)
+        server.account.save()
+        assert gateway.ask(server.model).status_code == 200
+    assert Request.objects.count() == 2
