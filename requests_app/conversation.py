@@ -242,7 +242,7 @@ def _arguments(arguments: JSONValue) -> JSONValue:
         return arguments
     try:
         return json.loads_text(arguments)
-    except (json.JSONError, UnicodeEncodeError):
+    except json.JSONError:
         return arguments
 
 

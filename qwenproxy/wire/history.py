@@ -123,10 +123,10 @@ def _parsed(arguments: JSONValue) -> JSONValue:
     value = arguments
     try:
         if isinstance(arguments, str):
-            value = json.loads(arguments.encode()) if arguments.strip() else None
+            value = json.loads_text(arguments) if arguments.strip() else None
         # No arguments and an empty object are one: clients send either back.
         return ["json", json.dumps({} if value is None else value, sort_keys=True).decode()]
-    except (json.JSONError, UnicodeEncodeError, RecursionError):
+    except (json.JSONError, RecursionError):
         return arguments
 
 

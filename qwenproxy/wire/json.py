@@ -60,7 +60,7 @@ def dumps(value: object, *, sort_keys: bool = False) -> bytes:
     except TypeError:
         # Integers beyond 64 bits and lone surrogates raise TypeError.
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=sort_keys)
-        return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode()
+        return _escape_surrogates(text)
 
 
 def dumps_text(value: object) -> str:
@@ -69,11 +69,17 @@ def dumps_text(value: object) -> str:
 
 
 def loads_text(text: str) -> JSONValue:
-    """Parse JSON that is text already; `JSONError` as `loads`."""
+    """Parse JSON that is text already, raw lone surrogates included; `JSONError` as `loads`."""
     try:
-        return loads(text.encode())
-    except UnicodeEncodeError as exc:
-        raise JSONError(str(exc)) from exc
+        body = text.encode()
+    except UnicodeEncodeError:
+        # A model's emoji may arrive cut in two; JSON allows a half inside strings as an escape.
+        body = _escape_surrogates(text)
+    return loads(body)
+
+
+def _escape_surrogates(text: str) -> bytes:
+    return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode()
 
 
 def plain(text: str) -> str:

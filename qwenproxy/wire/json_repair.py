@@ -15,7 +15,6 @@ import re
 from qwenproxy.wire import json
 from qwenproxy.wire.json import JSONError, JSONValue
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _PIECE = re.compile(r'\s+|["{}\[\],:]|[^\s"{}\[\],:]+')
 _STRING_STOP = re.compile(r'["\\\x00-\x1f]')
 _ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
@@ -46,19 +45,6 @@ def _finite(digits: str) -> float:
 _DECODER = stdlib_json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 
 
-def loads_exact(text: str) -> JSONValue:
-    """Parse valid JSON text; unlike `wire.json.loads_text` it takes raw lone surrogates.
-
-    Raises:
-        JSONError: not JSON.
-    """
-    try:
-        return json.loads_text(text)
-    except UnicodeEncodeError:
-        # A model's emoji may arrive cut in two; JSON allows it inside strings as an escape.
-        return json.loads_text(_SURROGATE.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
-
-
 def loads(text: str) -> JSONValue:
     """Parse JSON text, repaired where it can be read in one way only.
 
@@ -66,9 +52,9 @@ def loads(text: str) -> JSONValue:
         JSONError: not JSON and not clearly repairable.
     """
     try:
-        return loads_exact(text)
+        return json.loads_text(text)
     except JSONError:
-        return loads_exact(_Rewriter(text).rewrite())
+        return json.loads_text(_Rewriter(text).rewrite())
 
 
 def loads_sequence(text: str) -> list[JSONValue]:

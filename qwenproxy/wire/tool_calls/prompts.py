@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from qwenproxy.wire import json, json_repair
+from qwenproxy.wire import json
 from qwenproxy.wire.json import JSONError, JSONObject, JSONValue
 from qwenproxy.wire.tool_calls.specs import ToolForm, ToolSpec
 
@@ -143,7 +143,7 @@ def render_call(name: str, arguments_json: str, *, form: ToolForm) -> str:
     """
     arguments_json = arguments_json.strip() or "{}"
     try:
-        arguments = json_repair.loads_exact(arguments_json)
+        arguments = json.loads_text(arguments_json)
     except JSONError:
         arguments = None
     if form == "qwen3_coder" and isinstance(arguments, dict):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from qwenproxy.wire import json_repair
+from qwenproxy.wire import json, json_repair
 from qwenproxy.wire.json import JSONError, JSONObject, JSONValue
 
 ToolForm: TypeAlias = Literal["hermes", "qwen3_coder"]
@@ -132,7 +132,7 @@ def _typed(text: str, types: frozenset[str]) -> JSONValue:
 
 def _parsed(text: str, *, repair: bool = False) -> JSONValue:
     try:
-        return json_repair.loads(text) if repair else json_repair.loads_exact(text)
+        return json_repair.loads(text) if repair else json.loads_text(text)
     except JSONError:
         return None
 
