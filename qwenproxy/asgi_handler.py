@@ -19,7 +19,14 @@ from django.http import Http404, HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import get_resolver
 
-from qwenproxy.errors import BodyTooLarge, GatewayError, NotFound, error_headers, to_openai_error
+from qwenproxy.errors import (
+    BodyTooLarge,
+    GatewayError,
+    InvalidRequest,
+    NotFound,
+    error_headers,
+    to_openai_error,
+)
 from qwenproxy.proxy.gateway import Gateway
 from qwenproxy.proxy.streaming import ClientStream, Receive, Send
 from qwenproxy.wire import json
@@ -111,7 +118,7 @@ class LeanHandler:
             return error_response(NotFound(f"there is no {request.path}", code="unknown_url"))
         if response.status_code == 405:
             refused = error_response(
-                GatewayError(f"{request.method} is not for {request.path}", status=405)
+                InvalidRequest(f"{request.method} is not for {request.path}", status=405)
             )
             refused["Allow"] = response.headers.get("Allow", "")
             return refused
@@ -124,7 +131,7 @@ class LeanHandler:
         try:
             request.get_host()
         except DisallowedHost as exc:
-            raise GatewayError(
+            raise InvalidRequest(
                 "this Host is not served: set QWENPROXY_PUBLIC_URL or QWENPROXY_ALLOWED_HOSTS",
                 status=400,
                 code="invalid_host",

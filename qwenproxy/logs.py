@@ -1,16 +1,39 @@
-"""Log lines as JSON objects, one a line, for machines that collect them."""
+"""Log lines for people and for machines; both show what was given as `extra` (request, session ids)."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 from qwenproxy.wire import json
 
-_STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_STANDARD = set(vars(logging.makeLogRecord({}))) | {
+    "message",
+    "asctime",
+    "taskName",
+    "color_message",
+}
+
+
+def _extras(record: logging.LogRecord) -> Iterator[tuple[str, object]]:
+    for name, value in vars(record).items():
+        if name not in _STANDARD:
+            yield name, value if isinstance(value, int | float | None) else str(value)
+
+
+class TextFormatter(logging.Formatter):
+    """Writes time, level, logger and message, then `name=value` of each extra."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        extras = "".join(f" {name}={value}" for name, value in _extras(record))
+        return super().formatMessage(record) + extras
 
 
 class JSONFormatter(logging.Formatter):
-    """Writes time, level, logger, message and whatever was given as `extra`."""
+    """Writes one JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -18,12 +41,8 @@ class JSONFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
+            **dict(_extras(record)),
         }
-        line.update(
-            (name, value if isinstance(value, int | float | None) else str(value))
-            for name, value in vars(record).items()
-            if name not in _STANDARD
-        )
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps_text(line)

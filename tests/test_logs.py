@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+import pytest
+
+from qwenproxy.logs import JSONFormatter, TextFormatter
+
+
+@pytest.fixture
+def record():
+    record = logging.makeLogRecord(
+        {"name": "qwenproxy.proxy", "levelname": "WARNING", "msg": "turn failed: %s"}
+    )
+    record.args = ("upstream_error",)
+    record.request_id = "req_1"
+    record.status = 502
+    return record
+
+
+def test_text_lines_name_the_request(record):
+    line = TextFormatter().format(record)
+    assert line.endswith(
+        "WARNING qwenproxy.proxy turn failed: upstream_error request_id=req_1 status=502"
+    )
+
+
+def test_json_lines_are_one_object_each(record):
+    try:
+        raise ValueError("bad\nvalue")
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    text = JSONFormatter().format(record)
+    assert "\n" not in text
+    line = json.loads(text)
+    assert line["message"] == "turn failed: upstream_error"
+    assert (line["request_id"], line["status"], line["level"]) == ("req_1", 502, "WARNING")
+    assert "ValueError: bad" in line["exception"]
