@@ -60,7 +60,7 @@ def size_bytes(connection: BaseDatabaseWrapper) -> int:
 
 
 def make(connection: BaseDatabaseWrapper, label: str, *, to: Path | None = None) -> Path:
-    """Back the database up and return the file; old backups go by the retention rules.
+    """Back the database up and return the file; call with the migration lock held.
 
     Raises:
         Refused: it could not be made; nothing is left of it.
@@ -83,8 +83,6 @@ def make(connection: BaseDatabaseWrapper, label: str, *, to: Path | None = None)
         _sync(folder)
     except (OSError, sqlite3.Error) as exc:
         raise Refused(f"The backup could not be made: {exc}. The database is unchanged.") from exc
-    if to is None:
-        prune(connection)
     return target
 
 

@@ -70,13 +70,6 @@ class Options:
     source: Source = "cli"
 
 
-@dataclass(slots=True)
-class _Current:
-    event: MigrationEvent
-    begun: float
-    is_alone: bool = False
-
-
 class Run:
     """Runs migrations through Django's executor; the caller hands on the executor's progress."""
 
@@ -98,8 +91,12 @@ class Run:
         self._events: dict[MigrationName, MigrationEvent] = {}
         self._buffered: list[MigrationEvent] = []
         self._uncommitted: list[MigrationEvent] = []
-        self._current: _Current | None = None
+        # The migration that runs, since when, and whether it is outside the transaction.
+        self._current: MigrationEvent | None = None
+        self._begun = 0.0
+        self._is_alone = False
         self._batch: ExitStack | None = None
+        self._refused_statement: tuple[BaseException | None, str] = (None, "")
         self._has_begun = self._has_committed = False
 
     def execute(self, work: Callable[[], object]) -> None:
@@ -135,7 +132,7 @@ class Run:
 
     @contextmanager
     def _attempt(self) -> Iterator[None]:
-        self._has_begun = False
+        self._has_begun, self._current = False, None
         pre_migrate.connect(self._begin, weak=False, dispatch_uid=self.id)
         try:
             with self._connection.execute_wrapper(self._watch):
@@ -154,10 +151,10 @@ class Run:
             pre_migrate.disconnect(dispatch_uid=self.id)
 
     def _failure(self, exc: Exception) -> SchemaRefusal:
-        at = self._current.event if self._current else None
+        at = self._current
         where = f"{at.app}.{at.name}" if at else "The end of the migrations"
         what = f"{where} failed: {type(exc).__name__}: {_first_line(exc)}."
-        if not self._has_committed:
+        if not self._has_committed and not (at and self._is_alone):
             return MigrationFailed(
                 f"{what} The database is unchanged; the version before can be started."
             )
@@ -189,19 +186,20 @@ class Run:
         self._uncommitted = list(events)
         self._history.insert(events)
 
-    def observe(self, action: str, migration: Migration | None, fake: bool) -> None:
+    def observe(self, action: str, migration: Migration | None, fake: bool | None) -> None:
         """Hand on what `MigrationExecutor` tells its progress callback, before it is shown."""
         if migration is None:
             return
         if action in ("apply_start", "unapply_start"):
             self._start(migration)
         elif action in ("apply_success", "unapply_success"):
-            self._succeed(migration, fake=fake)
+            self._succeed(migration, fake=bool(fake))
 
     def _start(self, migration: Migration) -> None:
         event = self._events[migration.app_label, migration.name]
         self.progress.migration = f"{event.app}.{event.name}"
-        self._current = _Current(event, time.monotonic(), is_alone=not migration.atomic)
+        self._current, self._begun = event, time.monotonic()
+        self._is_alone = not migration.atomic
         if migration.atomic:
             self._open_batch()
         else:
@@ -210,26 +208,18 @@ class Run:
 
     def _succeed(self, migration: Migration, *, fake: bool) -> None:
         assert self._current is not None
-        event = self._current.event
+        event = self._current
         if fake and event.action == "apply":
             event.action = "fake"
         if migration.app_label == MigrationEvent._meta.app_label:
             self._table_may_have_appeared()
-        self._settle(event)
+        event.status = "ok"
+        event.ms = round((time.monotonic() - self._begun) * 1000)
+        self._history.update(event)
         self._current = None
         self.progress.done += 1
-        if self._options.transactions == "each":
+        if self._is_alone or self._options.transactions == "each":
             self._close_batch()
-
-    def _settle(self, event: MigrationEvent) -> None:
-        if event.status == "ok":
-            return
-        assert self._current is not None
-        event.status = "ok"
-        event.ms = round((time.monotonic() - self._current.begun) * 1000)
-        self._history.update(event)
-        if self._batch is None:
-            self._mark_committed([event])
 
     def _table_may_have_appeared(self) -> None:
         had = bool(self._history.columns)
@@ -239,15 +229,13 @@ class Run:
 
     def _watch(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         self.progress.statement, self.progress.since = sql, time.monotonic()
-        current = self._current
-        if current is None or not current.is_alone or not _is_record(sql):
+        if self._batch is None and self._is_alone and _is_record(sql):
+            self._open_batch_for_record()
+        try:
             return execute(sql, params, many, context)
-        # Django's record of a migration without a transaction: the event goes with it.
-        current.is_alone = False
-        with transaction.atomic(self._connection.alias):
-            result = execute(sql, params, many, context)
-            self._settle(current.event)
-        return result
+        except DatabaseError as exc:
+            self._refused_statement = (exc, sql)
+            raise
 
     # The transaction
 
@@ -259,17 +247,22 @@ class Run:
         self._batch.enter_context(engine.foreign_keys_off(self._connection))
         self._batch.enter_context(transaction.atomic(self._connection.alias))
 
+    def _open_batch_for_record(self) -> None:
+        """Django's record of a migration without a transaction: the event is committed with it."""
+        self._batch = ExitStack()
+        # The schema editor does this inside the transaction, where SQLite ignores it.
+        self._batch.callback(self._connection.enable_constraint_checking)
+        self._batch.enter_context(transaction.atomic(self._connection.alias))
+
     def _close_batch(self) -> None:
         batch, self._batch = self._batch, None
         if batch is None:
             return
         with batch:
             pass
-        self._mark_committed([event for event in self._uncommitted if event.status == "ok"])
-
-    def _mark_committed(self, events: Sequence[MigrationEvent]) -> None:
-        self._has_committed = self._has_committed or bool(events)
-        self._uncommitted = [event for event in self._uncommitted if event not in events]
+        committed = [event for event in self._uncommitted if event.status == "ok"]
+        self._has_committed = self._has_committed or bool(committed)
+        self._uncommitted = [event for event in self._uncommitted if event.status != "ok"]
 
     def _finish(self) -> None:
         if not self._has_begun:
@@ -289,15 +282,16 @@ class Run:
                 batch.__exit__(type(exc), exc, exc.__traceback__)
             except DatabaseError:
                 self._connection.close()
-        failed = [self._current.event] if self._current else self._uncommitted
+        failed = [self._current] if self._current else self._uncommitted
         error = f"{type(exc).__name__}: {exc}"
-        if self.progress.statement:
-            error += f"\n{self.progress.statement}"
+        if self._refused_statement[0] is exc:
+            error += f"\n{self._refused_statement[1]}"
         try:
             self._history.look_again()
             with transaction.atomic(self._connection.alias):
                 for event in self._uncommitted:
-                    event.status = "failed" if event in failed else "interrupted"
+                    is_cause = event in failed and isinstance(exc, Exception)
+                    event.status = "failed" if is_cause else "interrupted"
                     event.error = error[:4000] if event in failed else "rolled back with the run"
                     event.ms = None
                     self._history.update(event)
@@ -361,6 +355,7 @@ class Run:
         first = plan[0][0]
         path = backup.make(self._connection, f"{first.app_label}.{first.name[:4]}")
         self.backup_path = str(path)
+        backup.prune(self._connection)
         event = self._event(app="", name=path.name, action="backup", status="ok")
         event.backup, event.seq = self.backup_path, self._next_seq()
         self._buffered.append(event)

@@ -20,6 +20,8 @@ from django.core.management.base import BaseCommand, CommandError
 from qwenproxy.access import first_start
 from qwenproxy.asgi import application
 from qwenproxy.proxy import discovery
+from qwenproxy.schema.responder import Responder
+from qwenproxy.schema.runner import Progress
 from qwenproxy.schema.startup import bring_up_to_date
 
 # Beyond the drain's deadline: interrupted turns record their end and say so to their clients.
@@ -57,19 +59,28 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--host", default=settings.HOST, help="QWENPROXY_HOST")
         parser.add_argument("--port", type=int, default=settings.PORT, help="QWENPROXY_PORT")
+        parser.add_argument(
+            "--migrate",
+            choices=("auto", "check", "off"),
+            default=settings.MIGRATE_ON_START,
+            help="QWENPROXY_MIGRATE_ON_START; check: wait until another process has migrated",
+        )
 
-    def handle(self, *args: Any, host: str, port: int, **options: Any) -> None:
+    def handle(self, *args: Any, host: str, port: int, migrate: str, **options: Any) -> None:
         listener = _bind(host, port)
         port = listener.getsockname()[1]
         address = f"http://{_shown_host(host)}:{port}"
-        bring_up_to_date(self._say)
-        try:
-            begun = first_start.prepare()
-        except ImproperlyConfigured as exc:
-            raise CommandError(str(exc)) from exc
-        self._introduce(begun, address)
-        if settings.DISCOVER_UPSTREAMS:
-            self._discover(port)
+        progress = Progress()
+        # Until the server takes over: probes and clients are answered from the first moment.
+        with Responder(listener, progress, self._say):
+            bring_up_to_date(self._say, progress=progress, mode=migrate)
+            try:
+                begun = first_start.prepare()
+            except ImproperlyConfigured as exc:
+                raise CommandError(str(exc)) from exc
+            self._introduce(begun, address)
+            if settings.DISCOVER_UPSTREAMS:
+                self._discover(port)
         config = uvicorn.Config(
             application,
             loop="uvloop",

@@ -1,0 +1,57 @@
+"""Puts a backup of the SQLite database back, after a backup of what is there now."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandParser
+from django.db import connection
+
+from qwenproxy.schema import backup
+from qwenproxy.schema.history import History
+from qwenproxy.schema.locking import migration_lock
+from qwenproxy.schema.refusals import WrongUsage
+from qwenproxy.schema.runner import make_event
+
+
+class Command(BaseCommand):
+    help = "Put a backup back; what is there now is backed up first."
+    requires_migrations_checks = False
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("file", type=Path, help="as `dbbackup --list` names it")
+        parser.add_argument("--yes", action="store_true", help="needed: the data is replaced")
+
+    def handle(self, *args: Any, file: Path, yes: bool, **options: Any) -> None:
+        if connection.vendor != "sqlite":
+            name = connection.settings_dict["NAME"]
+            raise WrongUsage(f"PostgreSQL has its own: pg_restore --clean -d {name} {file}")
+        if not file.exists() and file == Path(file.name):
+            file = backup.directory(connection) / file
+        backup.check(file)
+        if not yes:
+            raise WrongUsage(
+                f"All data will be as it was in {file}. Nothing was changed; add --yes to do it."
+            )
+        with migration_lock(connection, settings.MIGRATE_LOCK_WAIT_S, self.stderr.write):
+            kept = (
+                backup.make(connection, "before-restore") if backup.size_bytes(connection) else ""
+            )
+            backup.put_back(connection, file)
+            connection.check_constraints()
+            history = History(connection)
+            history.settle_interrupted()
+            event = make_event(
+                connection, run=uuid.uuid4(), app="", name=file.name, action="restore", status="ok"
+            )
+            event.backup = str(kept)
+            history.insert([event])
+            backup.prune(connection)
+            backup.log(connection, {"action": "restore", "file": str(file), "before": str(kept)})
+        self.stdout.write(f"Restored {file}")
+        if kept:
+            self.stdout.write(f"The data from before is in {kept}")
+        self.stdout.write("Restart the gateway.")

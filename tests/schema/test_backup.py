@@ -1,0 +1,117 @@
+"""Backups of a database in use are whole, and putting one back gives exactly what it holds."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+
+def backups(project) -> list[Path]:
+    return sorted((project.database.parent / "backups").glob("*.sqlite3"))
+
+
+def fill(project, rows: int) -> None:
+    with closing(sqlite3.connect(project.database)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE IF NOT EXISTS filled (i)")
+        connection.executemany("INSERT INTO filled VALUES (?)", [(i,) for i in range(rows)])
+        connection.commit()
+
+
+def test_a_backup_holds_what_is_only_in_the_wal(migrated):
+    keeper = sqlite3.connect(migrated.database)
+    with closing(keeper):
+        # An open reader keeps the rows in the WAL.
+        keeper.execute("PRAGMA journal_mode = WAL").fetchall()
+        keeper.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        fill(migrated, 500)
+        assert os.path.getsize(f"{migrated.database}-wal") > 0
+        assert migrated.run("dbbackup").returncode == 0
+    [backup] = backups(migrated)
+    assert backup.stat().st_mode & 0o777 == 0o600
+    with closing(sqlite3.connect(backup)) as copy:
+        assert copy.execute("SELECT count(*) FROM filled").fetchone() == (500,)
+        assert copy.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_backup_ends_under_a_writer(migrated):
+    fill(migrated, 1000)
+    stop = threading.Event()
+
+    def write() -> None:
+        with closing(sqlite3.connect(migrated.database, timeout=20)) as connection:
+            while not stop.wait(0.005):
+                connection.execute("INSERT INTO filled VALUES (0)")
+                connection.commit()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        assert migrated.run("dbbackup").returncode == 0
+    finally:
+        stop.set()
+        writer.join()
+    with closing(sqlite3.connect(backups(migrated)[0])) as copy:
+        assert copy.execute("SELECT count(*) FROM filled").fetchone()[0] >= 1000
+
+
+def test_a_restore_gives_exactly_the_backup(migrated):
+    fill(migrated, 500)
+    assert migrated.run("dbbackup").returncode == 0
+    [backup] = backups(migrated)
+    reader = sqlite3.connect(migrated.database)
+    with closing(reader):
+        reader.execute("SELECT count(*) FROM filled").fetchall()
+        fill(migrated, 400)
+        ended = migrated.run("dbrestore", backup.name, "--yes")
+        assert ended.returncode == 0, ended.stderr
+        assert reader.execute("SELECT count(*) FROM filled").fetchone() == (500,)
+    assert len(backups(migrated)) == 2
+    [(name, before)] = migrated.events("name", "backup", where="action = 'restore'")
+    assert name == backup.name
+    with closing(sqlite3.connect(before)) as copy:
+        assert copy.execute("SELECT count(*) FROM filled").fetchone() == (900,)
+    assert (backup.parent / "log.jsonl").read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(None, id="missing"),
+        pytest.param(b"not a database" * 99, id="no database"),
+        pytest.param("CREATE TABLE other (i)", id="something else's"),
+    ],
+)
+def test_a_wrong_file_is_not_restored(migrated, tmp_path, content):
+    path = tmp_path / "wrong.sqlite3"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute(content)
+    before = migrated.database.read_bytes()
+    ended = migrated.run("dbrestore", str(path), "--yes")
+    assert ended.returncode == 2
+    assert "othing was changed" in ended.stderr
+    assert migrated.database.read_bytes() == before
+
+
+def test_old_backups_go(migrated):
+    for _ in range(3):
+        assert migrated.run("dbbackup", QWENPROXY_MIGRATE_BACKUP_KEEP="2").returncode == 0
+    assert len(backups(migrated)) == 2
+    assert migrated.run("dbbackup", "--list").stdout.count(".sqlite3") == 2
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything(migrated, tmp_path):
+    (tmp_path / "file").touch()
+    migrated.add_migration("0001_step", "migrations.RunSQL('CREATE TABLE t (i)', 'DROP TABLE t')")
+    before = migrated.database.read_bytes()
+    ended = migrated.run("migrate", QWENPROXY_MIGRATE_BACKUP_DIR=str(tmp_path / "file" / "sub"))
+    assert ended.returncode == 9
+    assert migrated.database.read_bytes() == before
