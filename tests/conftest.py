@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import ssl
 from collections.abc import Iterator
@@ -74,12 +75,26 @@ def admin_key(transactional_db) -> str:
     return create_api_key(name="tests-admin", scopes=("chat", "records", "admin"))[1]
 
 
-@pytest.fixture
-def gateway(transactional_db, settings):
-    """The running application; its `url` is where it listens."""
-    from qwenproxy.asgi import Application
+@functools.cache
+def _django_handler():
+    from django.core.asgi import get_asgi_application
 
-    application = Application()
+    return get_asgi_application()
+
+
+@pytest.fixture
+def make_application(transactional_db, settings, monkeypatch):
+    """The application's class; all of them share Django's handler, which reads every static file."""
+    from qwenproxy import asgi
+
+    monkeypatch.setattr(asgi, "get_asgi_application", _django_handler)
+    return asgi.Application
+
+
+@pytest.fixture
+def gateway(make_application):
+    """The running application; its `url` is where it listens."""
+    application = make_application()
     with serve_in_thread(application, lifespan="on") as url:
         application.url = url
         yield application

@@ -125,12 +125,10 @@ def test_without_an_origin_there_are_no_such_headers(http):
     assert not [n for n in http.get("/healthz").headers if n.startswith("access-control")]
 
 
-def test_origins_may_be_limited(settings, transactional_db):
-    from qwenproxy.asgi import Application
-
+def test_origins_may_be_limited(settings, make_application):
     settings.CORS_ORIGINS = ["https://app.example"]
     with (
-        serve_in_thread(Application(), lifespan="on") as url,
+        serve_in_thread(make_application(), lifespan="on") as url,
         httpx.Client(base_url=url, verify=NO_TLS) as client,
     ):
         allowed = client.options(CHAT, headers=PREFLIGHT)

@@ -66,16 +66,14 @@ class Running:
 
 
 @pytest.fixture
-def open_gateway(transactional_db, settings, api_key) -> Iterator[Callable[..., Running]]:
+def open_gateway(make_application, settings, api_key) -> Iterator[Callable[..., Running]]:
     """Start a gateway with these settings; it stops with the test."""
-    from qwenproxy.asgi import Application
-
     with contextlib.ExitStack() as stack:
 
         def open_gateway(**overrides: Any) -> Running:
             for name, value in overrides.items():
                 setattr(settings, name, value)
-            app = Application()
+            app = make_application()
             url = stack.enter_context(serve_in_thread(app, lifespan="on"))
             headers = {"Authorization": f"Bearer {api_key}"}
             http = httpx.Client(base_url=url, headers=headers, timeout=30, verify=NO_TLS)

@@ -18,7 +18,7 @@ import pytest
 from requests_app.models import Response, Worker
 from tests.conftest import NO_TLS, sse_bodies
 from tests.doubles.qwen_web import STOP
-from tests.doubles.server import Reply
+from tests.doubles.server import Reply, serve_in_thread
 from tests.proxy.conftest import HELLO, ended_response, reply_text, wait_until
 
 TEXT = "one two three four"
@@ -158,13 +158,10 @@ def test_a_turn_that_fails_while_the_gateway_stops_still_answers(
 
 
 def test_nothing_is_left_in_progress_and_the_worker_signs_off(
-    transactional_db, api_key, serve_upstream, settings
+    make_application, api_key, serve_upstream
 ):
-    from qwenproxy.asgi import Application
-    from tests.doubles.server import serve_in_thread
-
     upstream = serve_upstream("openai_compatible")
-    app = Application()
+    app = make_application()
     with serve_in_thread(app, lifespan="on") as url:
         with httpx.Client(headers={"Authorization": f"Bearer {api_key}"}, verify=NO_TLS) as client:
             body = {"model": upstream.model, "messages": HELLO}
