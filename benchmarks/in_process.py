@@ -38,7 +38,15 @@ from qwenproxy.proxy.routing import Route, Routing  # noqa: E402
 from qwenproxy.proxy.turn import Caller, Turn  # noqa: E402
 from qwenproxy.schema.startup import bring_up_to_date  # noqa: E402
 from qwenproxy.upstream.protocol import Account, ModelInfo, UpstreamCall  # noqa: E402
-from qwenproxy.wire.events import Event, Finished, Sent, Started, TextDelta, ToolCallDelta  # noqa: E402
+from qwenproxy.wire.events import (  # noqa: E402
+    Event,
+    Finished,
+    Sent,
+    Started,
+    TextDelta,
+    ToolCallDelta,
+    UsageReport,
+)
 from requests_app.recorder import Recorder  # noqa: E402
 
 _random = random.Random(1)
@@ -62,7 +70,9 @@ class StubUpstream:
 
     async def stream(self, call: UpstreamCall) -> AsyncGenerator[Sequence[Event], None]:
         yield (self.sent,)
-        yield (Started("stub"), *self.answer, Finished("stop"))
+        # As servers do that are asked for it.
+        usage = UsageReport(90_000, 400, 90_400)
+        yield (Started("stub"), *self.answer, usage, Finished("stop"))
 
     async def stop(self, started: Started) -> None:
         return

@@ -60,8 +60,8 @@ def main() -> None:
         in_thread.dump_stats(folder / "recorder.pstats")
 
 
-def report(path: Path, *, requests: int, top: int = 30) -> None:
-    """Print a profile's self time by group and its heaviest functions, per request."""
+def report(path: Path, *, count: int, unit: str, top: int = 30) -> None:
+    """Print a profile's self time by group and its heaviest functions, per request or chunk."""
     stats = pstats.Stats(str(path)).stats  # type: ignore[attr-defined]  # typeshed has it not
     groups: Counter[str] = Counter()
     rows = []
@@ -71,11 +71,11 @@ def report(path: Path, *, requests: int, top: int = 30) -> None:
         groups[_group(file, function)] += self_s
         rows.append((self_s, calls, f"{_short(file)}:{line} {function}"))
     total = sum(groups.values())
-    print(f"  {path.stem}: {total / requests * 1e6:.0f} us a request under the profiler")
+    print(f"  {path.stem}: {total / count * 1e6:.0f} us a {unit} under the profiler")
     for group, self_s in groups.most_common(18):
         print(f"    {self_s / total:6.1%}  {group}")
     for self_s, calls, name in sorted(rows, reverse=True)[:top]:
-        print(f"    {self_s / requests * 1e6:7.1f} us {calls / requests:7.1f} calls  {name}")
+        print(f"    {self_s / count * 1e6:7.1f} us {calls / count:7.1f} calls  {name}")
 
 
 def _group(file: str, function: str) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benchmarks import native
 from benchmarks.processes import LOAD_CORE, SYSTEM_CORE, Process, running
+from benchmarks.profiled import FOLDER as PROFILE_FOLDER
 
 _PYTHON = sys.executable
 _LISTENING = "Serving on http://127.0.0.1:"
@@ -95,10 +96,13 @@ def gateway(
     directory: Path, upstream: System, *, launcher: Sequence[str] = ("manage.py", "serve")
 ) -> Iterator[System]:
     name = "gateway" if "manage.py" in launcher else launcher[1].rpartition(".")[2]
+    profile = directory / "profile"
+    profile.mkdir(exist_ok=True)
     data = directory / name
     shutil.rmtree(data, ignore_errors=True)
     env = environment(data) | {
         "OPENAI_COMPATIBLE_BASE_URL": f"http://127.0.0.1:{upstream.port}/v1",
+        PROFILE_FOLDER: str(profile),
     }
     command = [_PYTHON, *launcher, "--port", "0"]
     log = directory / f"{name}.log"
