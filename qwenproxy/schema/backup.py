@@ -35,7 +35,9 @@ class Backup:
 def directory(connection: BaseDatabaseWrapper) -> Path:
     if settings.MIGRATE_BACKUP_DIR is not None:
         return Path(settings.MIGRATE_BACKUP_DIR)
-    return Path(str(connection.settings_dict["NAME"])).parent / "backups"
+    name = str(connection.settings_dict["NAME"])
+    # A connection that only reads names the file by a URI.
+    return Path(name.removeprefix("file://").partition("?")[0]).parent / "backups"
 
 
 def existing(connection: BaseDatabaseWrapper) -> list[Backup]:

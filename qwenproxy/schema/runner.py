@@ -125,6 +125,8 @@ class Run:
                 if attempt < _ATTEMPTS:
                     self._write(f"A table is in use; trying again ({attempt} of {_ATTEMPTS}) ...")
                     time.sleep(random.uniform(0.5, 1.0) * 2**attempt / 2)  # noqa: S311  # jitter
+            if self._has_committed:
+                raise self._failure(conflict) from conflict
             raise LockTimeout(
                 f"A table stayed in use through {_ATTEMPTS} attempts: {_first_line(conflict)}. "
                 "The database is unchanged. Try at a quieter time, or wait longer: --lock-timeout."
@@ -138,9 +140,12 @@ class Run:
             with self._connection.execute_wrapper(self._watch):
                 yield
                 self._finish()
-        except BaseException as exc:
+        except BaseException as raised:
+            exc = _cause(raised)
             self._roll_back(exc)
-            if not isinstance(exc, Exception) or not self._has_begun:
+            if not isinstance(exc, Exception):
+                raise exc from None
+            if not self._has_begun:
                 raise
             if isinstance(exc, SchemaRefusal) or is_scratch(self._connection):
                 raise
@@ -394,6 +399,14 @@ def _user() -> str:
 
 def _is_record(sql: str) -> bool:
     return sql.startswith(("INSERT INTO", "DELETE FROM")) and "django_migrations" in sql[:60]
+
+
+def _cause(exc: BaseException) -> BaseException:
+    # SQLite's schema editor checks constraints even when an error leaves it. Where the engine has
+    # rolled back by itself (a full disk, an interruption), that fails, and hides what happened.
+    while isinstance(exc, transaction.TransactionManagementError) and exc.__context__ is not None:
+        exc = exc.__context__
+    return exc
 
 
 def _first_line(exc: BaseException) -> str:

@@ -36,6 +36,7 @@ class Project:
     def __init__(self, directory: Path, url: str = "") -> None:
         self.directory = directory
         self.database = directory / "data" / "qwenproxy.sqlite3"
+        self._processes: list[subprocess.Popen[str]] = []
         (directory / "shop" / "migrations").mkdir(parents=True)
         for package in ("shop", "shop/migrations"):
             (directory / package / "__init__.py").touch()
@@ -74,7 +75,7 @@ class Project:
         return self.directory / "shop" / "migrations"
 
     def start(self, *command: str, **environ: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "django", *command],
             cwd=self.directory,
             env=self.environ | environ,
@@ -82,6 +83,15 @@ class Project:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._processes.append(process)
+        return process
+
+    def end(self) -> None:
+        """End what a failed test has left running."""
+        for process in self._processes:
+            if process.returncode is None:
+                process.kill()
+                process.communicate()
 
     def run(self, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
         process = self.start(*command, **environ)
@@ -104,9 +114,11 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path) -> Project:
-    """On SQLite; migrated, before `shop` has any migration."""
-    return Project(tmp_path)
+def project(tmp_path) -> Iterator[Project]:
+    """On SQLite, without a database file yet."""
+    project = Project(tmp_path)
+    yield project
+    project.end()
 
 
 @pytest.fixture
@@ -137,6 +149,7 @@ def migrated_file(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def migrated(project, migrated_file) -> Project:
+    """On SQLite; migrated before `shop` had a migration."""
     project.database.parent.mkdir(exist_ok=True)
     project.database.write_bytes(migrated_file.read_bytes())
     return project

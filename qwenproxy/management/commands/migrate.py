@@ -5,15 +5,19 @@ Django's flags and output stay as they are; what is ours goes to stderr.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
+import orjson
 from django.conf import settings
 from django.core.management.base import CommandParser
 from django.core.management.commands import migrate
 from django.db import connections
 from django.db.migrations import Migration
 
+from qwenproxy.schema import plan
 from qwenproxy.schema.locking import is_scratch
+from qwenproxy.schema.refusals import WrongUsage
+from qwenproxy.schema.report import read_only
 from qwenproxy.schema.runner import Options, Run
 from qwenproxy.schema.state import read_state
 
@@ -53,12 +57,25 @@ class Command(migrate.Command):
             help="PostgreSQL: how long a statement waits for a table that is in use.",
         )
         parser.add_argument(
+            "--sql",
+            action="store_true",
+            help="Print the SQL of all that is pending, and who waits for it; change nothing.",
+        )
+        parser.add_argument(
+            "--json",
+            action="store_true",
+            help="With --plan: the same as a document, with rows, bytes and estimated seconds.",
+        )
+        parser.add_argument(
             "--allow-unsafe",
             action="store_true",
             help="Let an upgrade drop columns and tables that hold data.",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if options["sql"] or options["json"]:
+            self._tell_plan(options)
+            return
         is_read_only = options["plan"] or options["check_unapplied"]
         if is_read_only or self._has_nothing_to_do(options):
             super().handle(*args, **options)
@@ -78,6 +95,23 @@ class Command(migrate.Command):
         )
         django_handle = super().handle
         self._run.execute(lambda: django_handle(*args, **options))
+
+    def _tell_plan(self, options: dict[str, Any]) -> None:
+        if options["app_label"]:
+            raise WrongUsage("--sql and --json tell about the whole plan; name no app.")
+        connection = connections[options["database"]]
+        with read_only(connection):
+            document = plan.describe(connection, plan.read_plan(connection))
+        if options["json"]:
+            self.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+            return
+        for step in cast("list[dict[str, Any]]", document["migrations"]):
+            self.stdout.write(f"-- {step['app']}.{step['name']}", self.style.MIGRATE_HEADING)
+            for python in step["python"]:
+                self.stdout.write(f"-- Python, not shown: {python}")
+            for statement in step["statements"]:
+                self.stdout.write(f"-- {statement['waits']}")
+                self.stdout.write(statement["sql"])
 
     def _has_nothing_to_do(self, options: dict[str, Any]) -> bool:
         """Without the lock: replicas that start together do not queue for nothing."""
