@@ -62,7 +62,7 @@ class Application:
             ):
                 await self._lean(scope, receive, send, self.gateway)
             else:
-                await self._django(scope, receive, send)  # type: ignore[arg-type]  # asgiref's narrower types
+                await _serve_with_django(self._django, scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
 
@@ -106,6 +106,31 @@ class Application:
         return stop
 
 
+async def _serve_with_django(
+    handler: ASGIHandler, scope: dict[str, Any], receive: Receive, send: Send
+) -> None:
+    """Run Django's handler to its end.
+
+    The server reports a disconnect as soon as a response is complete; Django would then cancel itself
+    before it closes the response, and leave a static file open.
+    """
+    is_complete = False
+
+    async def watch_send(message: dict[str, Any]) -> None:
+        nonlocal is_complete
+        is_complete = message["type"] == "http.response.body" and not message.get("more_body")
+        await send(message)
+
+    async def patient_receive() -> dict[str, Any]:
+        message = await receive()
+        if message["type"] == "http.disconnect" and is_complete:
+            # Until the handler, done, cancels who waits here.
+            await asyncio.get_running_loop().create_future()
+        return message
+
+    await handler(scope, patient_receive, watch_send)  # type: ignore[arg-type]  # asgiref's narrower types
+
+
 def _make_upstream(client: httpx.AsyncClient, account: Account) -> Upstream:
     match account.kind:
         case "qwen_web":
@@ -123,6 +148,7 @@ def _turn_settings() -> TurnSettings:
         send_buffer_bytes=settings.SEND_BUFFER_BYTES,
         send_timeout_s=settings.SEND_TIMEOUT_S,
         keep_alive_s=settings.KEEP_ALIVE_S,
+        max_answer_chars=settings.MAX_ANSWER_CHARS,
         turn_timeout_s=settings.TURN_TIMEOUT_S,
         upstream_retries=settings.UPSTREAM_RETRIES,
         parent_rule=settings.QWEN_PARENT_RULE,

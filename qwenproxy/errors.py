@@ -6,7 +6,7 @@
      +- UpstreamError 502
      |   +- UpstreamTimeout 504 . UpstreamRateLimited 429 . UpstreamChallenged 503
      |   +- UpstreamAuthExpired 503 . UpstreamRefused 400/403 . ContextLengthExceeded 400
-     |   +- UpstreamProtocolError 502 . UpstreamChatBusy 409 . UpstreamChatGone 409
+     |   +- UpstreamProtocolError 502 . AnswerTooLong 502 . UpstreamChatBusy 409 . UpstreamChatGone 409
      +- NoUpstream 503 . RecorderUnavailable 503 . SchemaNotReady 503 . ShuttingDown 503
 
 `UpstreamChatBusy` and `UpstreamChatGone` are answered by opening another upstream chat; a client sees
@@ -155,6 +155,13 @@ class ContextLengthExceeded(UpstreamRefused):
 
 class UpstreamProtocolError(UpstreamError):
     code = "upstream_protocol_error"
+
+
+class AnswerTooLong(UpstreamError):
+    """The answer passed QWENPROXY_MAX_ANSWER_MB; what came before is on record."""
+
+    code = "answer_too_long"
+    retryable = False
 
 
 class UpstreamChatBusy(UpstreamError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import dj_database_url
@@ -104,7 +104,7 @@ USES_SQLITE = not _database_url or _database_url.startswith("sqlite:")
 if _database_url and not _database_url.startswith(("sqlite:", "postgres:", "postgresql:")):
     raise ImproperlyConfigured("DATABASE_URL must begin with postgres:// or sqlite://")
 try:
-    _database = dict(
+    _database: dict[str, Any] = dict(
         dj_database_url.parse(
             _database_url or f"sqlite:///{DATA_DIR / 'qwenproxy.sqlite3'}", conn_max_age=0
         )
@@ -120,11 +120,19 @@ if USES_SQLITE:
     }
 if not _database_url:
     try:
-        DATA_DIR.mkdir(parents=True, exist_ok=True)
+        # Conversations are nobody else's on this machine.
+        DATA_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as exc:
         raise ImproperlyConfigured(
             f"cannot make QWENPROXY_DATA_DIR ({DATA_DIR}): {exc.strerror}"
         ) from exc
+else:
+    # A network that swallows packets must not hold the recorder beyond its deadline.
+    _database["OPTIONS"] = {
+        **_database.get("OPTIONS", {}),
+        "connect_timeout": 10,
+        "tcp_user_timeout": 15_000,
+    }
 DATABASES = {"default": _database}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
@@ -222,6 +230,7 @@ QWEN_PARENT_RULE: Literal["response_id", "parent_id"] = _choice(
 )
 MAX_BODY_BYTES = int(_number("QWENPROXY_MAX_BODY_MB", 32) * 2**20)
 SEND_BUFFER_BYTES = int(_number("QWENPROXY_SEND_BUFFER_MB", 16) * 2**20)
+MAX_ANSWER_CHARS = int(_number("QWENPROXY_MAX_ANSWER_MB", 16, minimum=0.001) * 2**20)
 SEND_TIMEOUT_S = _number("QWENPROXY_SEND_TIMEOUT_S", 120, minimum=0.1)
 TURN_TIMEOUT_S = _number("QWENPROXY_TURN_TIMEOUT_S", 1800, minimum=0.1)
 CONNECT_TIMEOUT_S = _number("QWENPROXY_CONNECT_TIMEOUT_S", 10, minimum=0.1)

@@ -119,6 +119,8 @@ class Response(models.Model):
     cached_tokens = models.IntegerField(null=True)
     # reported: the upstream's own; estimated: ours, from text length; partial: of an unfinished answer.
     usage_source = models.CharField(max_length=10, default="")
+    # The web upstream's id of the user node, as its `response.created` named it.
+    upstream_parent_id = models.CharField(max_length=100, null=True)  # noqa: DJ001  # null: none
     ttft_ms = models.IntegerField(null=True)
     duration_ms = models.IntegerField(null=True)
     created_at = models.DateTimeField()

@@ -12,9 +12,10 @@ from typing import Any
 
 from qwenproxy.transaction import Transaction
 from qwenproxy.wire import history, json
-from qwenproxy.wire.events import Accumulator, unpack
+from qwenproxy.wire.events import Accumulator, Asked, unpack
+from qwenproxy.wire.json import JSONValue
 from requests_app.liveness import WorkerLock
-from requests_app.writes import Closing, close_turns
+from requests_app.writes import ChatRow, Closing, close_turns
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +23,8 @@ logger = logging.getLogger(__name__)
 _BATCH_TURNS = 200
 
 _RUNNING = """
-SELECT r.id, r.response_id, r.session_id, q.request_id, q.api_key_id, q.dialect, q.account_id,
-       q.attempts, m.digest, m.position
+SELECT r.id, r.response_id, r.session_id, q.request_id, q.api_key_id, q.dialect,
+       m.digest, m.position
 FROM requests_app_response r
 JOIN requests_app_request q ON q.id = r.request_id
 LEFT JOIN sessions_app_message m ON m.id = q.prompt_id
@@ -56,22 +57,23 @@ def settle_dead_workers(
 
 
 def _interrupted(tx: Transaction, row: Any, now: datetime, session_ttl: timedelta) -> Closing:
-    (pk, response_id, session_id, request_id, key_id, dialect, account_id, attempts, parent,
-     position) = row  # fmt: skip
+    pk, response_id, session_id, request_id, key_id, dialect, parent, position = row
     answer = Accumulator()
+    attempts: list[JSONValue] = []
     tx.execute("SELECT events FROM requests_app_partial WHERE response_id = %s ORDER BY seq", [pk])
     partials = tx.fetchall()
     for (events,) in partials:
         for event in unpack(events):
             answer.add(event)
+            if isinstance(event, Asked):
+                attempts.append(event.attempt)
     parent = None if parent is None else bytes(parent)
     reply = None
     if answer.has_content:
         message = answer.message()
         digest = history.message_digest(parent or history.root_digest(key_id), message)
         reply = history.Node(digest, message)
-    usage = answer.usage
-    started = answer.started
+    usage, asked, started = answer.usage, answer.asked, answer.started
     return Closing(
         session_id=session_id,
         request_id=request_id,
@@ -102,10 +104,22 @@ def _interrupted(tx: Transaction, row: Any, now: datetime, session_ttl: timedelt
             }
         ),
         reasoning=json.plain(answer.reasoning),
-        account_id=account_id,
-        attempts=attempts,
+        upstream=asked.upstream if asked else "",
+        account_id=asked.account_id if asked else None,
+        attempts=json.dumps_text(attempts),
+        sent=answer.sent,
+        chat=_chat(asked, answer),
+        upstream_parent_id=started.parent_id,
         has_partials=bool(partials),
     )
+
+
+def _chat(asked: Asked | None, answer: Accumulator) -> ChatRow | None:
+    """The chat of an unfinished answer, to be shown; nothing continues it, so its context is none."""
+    chat_id, sent = answer.started.chat_id, answer.sent
+    if asked is None or sent is None or chat_id is None:
+        return None
+    return ChatRow(chat_id, asked.account_id, json.plain(str(sent.request.get("model"))), b"")
 
 
 def release_expired_chats(tx: Transaction, *, now: datetime) -> None:

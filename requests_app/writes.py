@@ -21,7 +21,7 @@ from django.db.models import Model
 from qwenproxy.access.models import UpstreamAccount
 from qwenproxy.transaction import Transaction
 from qwenproxy.wire import json
-from qwenproxy.wire.events import Event, pack
+from qwenproxy.wire.events import Event, Sent, pack
 from qwenproxy.wire.history import Node
 from requests_app.models import Blob, Partial, Request, Response
 from sessions_app.models import Message, Session, UpstreamChat
@@ -121,9 +121,9 @@ class Closing:
     upstream: str = ""
     account_id: int | None = None
     attempts: str = "[]"
-    upstream_request: str = ""
-    upstream_text_digest: bytes | None = None
+    sent: Sent | None = None
     chat: ChatRow | None = None
+    # Null for an answer that is not whole: its chat does not go on from here.
     upstream_id: str | None = None
     upstream_parent_id: str | None = None
     has_partials: bool = False
@@ -239,8 +239,8 @@ ON CONFLICT (account_id, chat_id) DO NOTHING
 _CLOSED_FIELDS = (
     "status", "finish_reason", "error_type", "error_code", "error_message", "http_status",
     "client_left", "prompt_tokens", "completion_tokens", "total_tokens", "reasoning_tokens",
-    "cached_tokens", "usage_source", "upstream_response", "reasoning", "ttft_ms", "duration_ms",
-    "completed_at",
+    "cached_tokens", "usage_source", "upstream_response", "reasoning", "upstream_parent_id",
+    "ttft_ms", "duration_ms", "completed_at",
 )  # fmt: skip
 _RESPONSE_CLOSE = f"""
 UPDATE {_table(Response)} SET {", ".join(f"{name} = %s" for name in _CLOSED_FIELDS)},
@@ -464,16 +464,21 @@ def _response_row(tx: Transaction, turn: Closing) -> Sequence[Any]:
             turn.prompt_tokens, turn.completion_tokens, turn.total_tokens, turn.reasoning_tokens,
             turn.cached_tokens,
         )), turn.usage_source,
-        turn.upstream_response, turn.reasoning, turn.ttft_ms, turn.duration_ms,
+        turn.upstream_response, turn.reasoning, _fit_id(turn.upstream_parent_id), turn.ttft_ms,
+        turn.duration_ms,
         tx.time(turn.completed_at), turn.session_id,
         turn.reply.digest if turn.reply else None, turn.response_id,
     )  # fmt: skip
 
 
 def _request_close_row(turn: Closing) -> Sequence[Any]:
+    sent = turn.sent
+    request = ""
+    if sent is not None:
+        request = json.dumps_text({"request": sent.request, "first_message": sent.first_message})
     return (
-        turn.upstream, turn.attempts, turn.upstream_request, turn.upstream_text_digest,
-        turn.account_id, turn.request_id,
+        turn.upstream, turn.attempts, request, sent.text_digest if sent else None, turn.account_id,
+        turn.request_id,
     )  # fmt: skip
 
 

@@ -100,7 +100,8 @@ class Message(models.Model):
     upstream_chat = models.ForeignKey(
         UpstreamChat, null=True, on_delete=models.SET_NULL, db_index=False
     )
-    # The web upstream's ids of this answer's node and of the user node above it.
+    # The web upstream's ids of this answer's node and of the user node above it. Without the first
+    # its chat does not go on from here: the answer is not whole, or not that upstream's.
     upstream_id = models.CharField(max_length=100, null=True)  # noqa: DJ001  # null: no such upstream
     upstream_parent_id = models.CharField(max_length=100, null=True)  # noqa: DJ001
     created_at = models.DateTimeField()
@@ -117,7 +118,9 @@ class Message(models.Model):
             models.Index(
                 fields=["session", "id"], name="message_user", condition=models.Q(role="user")
             ),
-            models.Index(fields=["digest"], name="message_given", condition=models.Q(given=True)),
+            models.Index(
+                fields=["digest", "id"], name="message_given", condition=models.Q(given=True)
+            ),
             models.Index(
                 fields=["upstream_chat"],
                 name="message_chat",

@@ -172,7 +172,7 @@ def _owner(user_id: str | None, session_id: str | None) -> tuple[str, list[str]]
 def _answer(index: int, row: Sequence[Any], context_digest: bytes, *, is_claimed: bool) -> _Answer:
     session_id, session_context, upstream_id, upstream_parent_id, *chat, continued = row
     known = None
-    if chat[0] is not None:
+    if chat[0] is not None and upstream_id is not None:
         chat_id, account_id, model, chat_context = chat
         known = KnownChat(
             chat_id, account_id, model, bytes(chat_context), upstream_id, upstream_parent_id, index

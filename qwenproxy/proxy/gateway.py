@@ -23,6 +23,8 @@ class TurnSettings:
     send_buffer_bytes: int
     send_timeout_s: float
     keep_alive_s: float
+    # Text, reasoning and arguments of one answer, in characters.
+    max_answer_chars: int
     turn_timeout_s: float
     upstream_retries: int
     # response_id or parent_id: which of the web upstream's ids the next turn hangs below.

@@ -22,7 +22,7 @@ from qwenproxy.access.accounts import StoredAccount, load_accounts
 from qwenproxy.access.models import UpstreamAccount
 from qwenproxy.database import run_in_db
 from qwenproxy.errors import GatewayError, NotFound, NoUpstream, RecorderUnavailable
-from qwenproxy.upstream.protocol import ModelInfo, Upstream
+from qwenproxy.upstream.protocol import ModelInfo, Upstream, hide_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -227,6 +227,7 @@ class Routing:
             listing.models = listing.models or {}
             listing.read_at = time.monotonic()
         except GatewayError as exc:
+            hide_secrets(exc, listing.upstream.account.credentials)
             listing.failed_at = time.monotonic()
             logger.warning("models of account %r: %s", listing.stored.name, exc.message)
         else:

@@ -70,7 +70,8 @@ class ClientStream(HttpResponseBase):
         self._has_head = True
         self._pieces.append(data)
         self._size += len(data)
-        if self._size > self._buffer_bytes:
+        # A whole answer comes in one piece, bounded by its own limit.
+        if self._sse and self._size > self._buffer_bytes:
             self._leave()
         self._wake()
 

@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from hashlib import sha256
 from typing import Literal, Protocol
 from uuid import uuid4
 
 from qwenproxy import metrics
 from qwenproxy.errors import (
+    AnswerTooLong,
     GatewayError,
     ShuttingDown,
     UpstreamAuthExpired,
@@ -37,14 +37,14 @@ from qwenproxy.proxy.gateway import Gateway
 from qwenproxy.proxy.routing import Route
 from qwenproxy.proxy.schemas import Body
 from qwenproxy.proxy.streaming import ClientStream
-from qwenproxy.upstream.protocol import ChatTarget, Upstream, UpstreamCall
+from qwenproxy.upstream.protocol import ChatTarget, Upstream, UpstreamCall, hide_secrets
 from qwenproxy.wire import history, json
 from qwenproxy.wire.events import (
     Accumulator,
+    Asked,
     Event,
     Finished,
     ReasoningDelta,
-    Sent,
     Started,
     TextDelta,
     ToolCallDelta,
@@ -55,7 +55,6 @@ from requests_app.writes import BlobText, ChatRow, Closing, Opened, Opening
 
 logger = logging.getLogger(__name__)
 
-_CONTENT = (TextDelta, ReasoningDelta, ToolCallDelta, Finished)
 # Another try at the same account would end the same way, or make things worse.
 _NOT_AGAIN = (UpstreamTimeout, UpstreamRateLimited, UpstreamChallenged, UpstreamAuthExpired)
 _FIRST_DELAY_S = 0.25
@@ -125,6 +124,7 @@ class Turn:
     _started_at: float = field(init=False, default_factory=time.monotonic)
     _first_at: float | None = field(init=False, default=None)
     _attempts: list[JSONObject] = field(init=False, default_factory=list)
+    _chars: int = field(init=False, default=0)
     _upstream: Upstream | None = field(init=False, default=None)
     _upstream_label: str = field(init=False, default="")
     _ending: Literal["", "cancelled", "interrupted"] = field(init=False, default="")
@@ -259,6 +259,9 @@ class Turn:
                 if len(upstreams) > 1:
                     upstreams = upstreams[1:]
                     continue
+                if upstream.keeps_chats:
+                    # Each try opens a chat and adds to what the site holds against the account.
+                    again = min(again, 1)
                 if again == 0 or isinstance(error, _NOT_AGAIN):
                     raise
             again -= 1
@@ -318,6 +321,8 @@ class Turn:
             "cause": None,
         }
         self._attempts.append(attempt)
+        asked = Asked(upstream.account.id, self._upstream_label, attempt)
+        self.gateway.recorder.append(self.response_id, [asked])
         began = time.monotonic()
         if chat is not None:
             self.gateway.busy_chats.add(chat.chat_id)
@@ -327,7 +332,13 @@ class Turn:
                     self._take(events)
             if self.answer.finish_reason is None:
                 raise UpstreamProtocolError("the upstream's answer has no end")
+        except AnswerTooLong as error:
+            attempt["cause"] = f"{error.error_code}: {error.message}"
+            await upstream.stop(self.answer.started)
+            raise
         except GatewayError as error:
+            # Upstreams quote what they were sent.
+            hide_secrets(error, upstream.account.credentials)
             attempt["cause"] = f"{error.error_code}: {error.message}"[:500]
             raise
         except asyncio.CancelledError:
@@ -353,9 +364,17 @@ class Turn:
     def _take(self, events: Sequence[Event]) -> None:
         add = self.answer.add
         has_content = False
+        chars = 0
         for event in events:
             add(event)
-            if isinstance(event, _CONTENT):
+            kind = type(event)
+            if kind is TextDelta or kind is ReasoningDelta:
+                has_content = True
+                chars += len(event.text)  # type: ignore[union-attr]  # by its kind
+            elif isinstance(event, ToolCallDelta):
+                has_content = True
+                chars += len(event.arguments)
+            elif kind is Finished:
                 has_content = True
         if not has_content:
             self.gateway.recorder.append(self.response_id, events)
@@ -365,6 +384,12 @@ class Turn:
         self.gateway.recorder.append(self.response_id, events)
         if self.body.stream and (data := self._encoder.encode(events)):
             self.client.append(data)
+        self._chars += chars
+        if self._chars > self.gateway.settings.max_answer_chars:
+            raise AnswerTooLong(
+                "the answer passed the limit of "
+                f"{self.gateway.settings.max_answer_chars / 2**20:g} MB (QWENPROXY_MAX_ANSWER_MB)"
+            )
 
     # Its end.
 
@@ -456,7 +481,7 @@ class Turn:
         if usage is None and reply is not None:
             usage = self._estimated_usage()
             source = "estimated" if status == "completed" else "partial"
-        sent, started = answer.sent, answer.started
+        started = answer.started
         now = time.monotonic()
         return Closing(
             session_id=self.opened.session_id,
@@ -485,10 +510,9 @@ class Turn:
             upstream=self._upstream_label,
             account_id=self._upstream.account.id if self._upstream else None,
             attempts=json.dumps_text(self._attempts),
-            upstream_request=_recorded_request(sent),
-            upstream_text_digest=_text_digest(sent),
+            sent=answer.sent,
             chat=self._chat_row(started),
-            upstream_id=started.response_id,
+            upstream_id=started.response_id if status == "completed" else None,
             upstream_parent_id=started.parent_id,
         )
 
@@ -521,11 +545,19 @@ class Turn:
         return json.dumps_text(body)
 
     def _estimated_usage(self) -> UsageReport:
-        prompt = sum(len(json.dumps(message)) for message in self.body.messages)
-        written = len(json.dumps(self.answer.message())) + len(json.dumps(self.answer.reasoning))
-        prompt_tokens = max(1, prompt // _BYTES_PER_TOKEN)
-        completion_tokens = max(1, written // _BYTES_PER_TOKEN)
+        answer = self.answer
+        prompt = sum(_bytes_of(history.text_of(message)) for message in self.body.messages)
+        prompt += len(json.dumps(self.body.tools)) if self.body.tools else 0
+        written = _bytes_of(answer.text) + _bytes_of(answer.reasoning)
+        written += sum(_bytes_of(call.arguments) for call in answer.tool_calls.values())
+        prompt_tokens, completion_tokens = (
+            -(-count // _BYTES_PER_TOKEN) for count in (prompt, written)
+        )
         return UsageReport(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
+
+
+def _bytes_of(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def _blob(kind: str, value: object) -> BlobText:
@@ -535,13 +567,3 @@ def _blob(kind: str, value: object) -> BlobText:
 
 def _ms(start: float, end: float | None) -> int | None:
     return None if end is None else round((end - start) * 1000)
-
-
-def _recorded_request(sent: Sent | None) -> str:
-    if sent is None:
-        return ""
-    return json.dumps_text({"request": sent.request, "first_message": sent.first_message})
-
-
-def _text_digest(sent: Sent | None) -> bytes | None:
-    return None if sent is None else sha256(sent.text.encode("utf-8", "surrogatepass")).digest()

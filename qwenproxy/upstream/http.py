@@ -12,7 +12,7 @@ import asyncio
 import ipaddress
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -49,6 +49,19 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
+class _Client(httpx.AsyncClient):
+    """httpx's client without what it does around its transport.
+
+    Authentication, cookies, redirects, hooks and timing are not wanted here, and cost as much as all
+    the rest of httpx. Proxies still apply: the transport is chosen by the URL.
+    """
+
+    async def send(
+        self, request: httpx.Request, *args: object, **kwargs: object
+    ) -> httpx.Response:
+        return await self._transport_for_url(request.url).handle_async_request(request)
+
+
 def open_client() -> httpx.AsyncClient:
     """Make the process's client; call it once, on the running loop, and `aclose()` it at shutdown."""
     tls = httpx.create_ssl_context()
@@ -66,7 +79,7 @@ def open_client() -> httpx.AsyncClient:
         proxy = httpx.Proxy(proxy_url) if proxy_url else None
         return AiohttpTransport(verify=tls, proxy=proxy, client=open_session)
 
-    return httpx.AsyncClient(
+    return _Client(
         transport=transport(None),
         mounts={
             pattern: transport(proxy_url) if proxy_url else None
@@ -158,12 +171,14 @@ def new_request(
         request = httpx.Request(
             method,
             _parse_url(url),
-            headers=headers,
-            content=content,
+            # A stream, because httpx would add headers that aiohttp makes anyway.
+            stream=httpx.ByteStream(content),
             extensions={"timeout": timeout},
         )
-    # Told, because httpx would try encodings on all values each time they are read.
-    request.headers.encoding = "utf-8"
+    request.read()
+    # Not copied: a copy forgets its encoding, and httpx would then try encodings on all values each
+    # time that one is read.
+    request.headers = headers
     return request
 
 
@@ -177,7 +192,7 @@ async def open_response(
         UpstreamError: its family, for everything that happens on the wire inside the block.
     """
     with map_httpx_errors(account_name):
-        response = await client.send(request, stream=True, auth=None)
+        response = await client.send(request, stream=True)
         try:
             yield response
         finally:
@@ -192,7 +207,11 @@ async def read_body(response: httpx.Response, *, max_bytes: int) -> bytes:
 
 async def body_chunks(response: httpx.Response) -> AsyncGenerator[bytes, None]:
     """Yield the decoded body, one network read at a time."""
-    async for chunk in response.aiter_bytes():
+    # httpx's own way through its decoders and chunkers only where something is encoded.
+    encoded = "content-encoding" in response.headers
+    stream = response.aiter_bytes() if encoded else response.stream
+    assert isinstance(stream, AsyncIterable)
+    async for chunk in stream:
         yield chunk
 
 

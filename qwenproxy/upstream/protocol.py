@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from qwenproxy.errors import GatewayError, UpstreamError
 from qwenproxy.wire.events import Event, Started
 from qwenproxy.wire.json import JSONObject, JSONValue
 
@@ -22,6 +23,24 @@ class Credentials:
     token: str = field(default="", repr=False)
     user_agent: str = field(default="", repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def texts(self) -> set[str]:
+        """Every text that must not be shown: keys, the cookie header and its values, headers' values."""
+        cookies = {part.partition("=")[2].strip() for part in self.cookies.split(";")}
+        secrets = {self.api_key, self.cookies, self.token, *cookies, *self.headers.values()}
+        return {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
+
+
+# Shorter ones are words such as `web` or `no-cache`, which say nothing.
+_SHORTEST_SECRET = 8
+
+
+def hide_secrets(error: GatewayError, credentials: Credentials) -> None:
+    """Put `***` for the account's secrets where an upstream quoted them in its error."""
+    for secret in sorted(credentials.texts(), key=len, reverse=True):
+        error.message = error.message.replace(secret, "***")
+        if isinstance(error, UpstreamError):
+            error.body = error.body.replace(secret, "***")
 
 
 @dataclass(frozen=True, slots=True)

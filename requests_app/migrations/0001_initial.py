@@ -215,6 +215,7 @@ class Migration(migrations.Migration):
                 ("reasoning_tokens", models.IntegerField(null=True)),
                 ("cached_tokens", models.IntegerField(null=True)),
                 ("usage_source", models.CharField(default="", max_length=10)),
+                ("upstream_parent_id", models.CharField(max_length=100, null=True)),
                 ("ttft_ms", models.IntegerField(null=True)),
                 ("duration_ms", models.IntegerField(null=True)),
                 ("created_at", models.DateTimeField()),

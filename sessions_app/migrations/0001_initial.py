@@ -133,7 +133,9 @@ class Migration(migrations.Migration):
                         name="message_user",
                     ),
                     models.Index(
-                        condition=models.Q(("given", True)), fields=["digest"], name="message_given"
+                        condition=models.Q(("given", True)),
+                        fields=["digest", "id"],
+                        name="message_given",
                     ),
                     models.Index(
                         condition=models.Q(("upstream_chat__isnull", False)),

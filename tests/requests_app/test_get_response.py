@@ -17,8 +17,8 @@ def test_every_field():
     response_row = make_turn(
         session,
         request={"created_at": START},
-        reply={"upstream_parent_id": "u1"},
         response={
+            "upstream_parent_id": "u1",
             "upstream_response": json.dumps_text(upstream),
             "reasoning": "Hmm.",
             "reasoning_tokens": 3,

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from qwenproxy.wire.events import (
     Accumulator,
+    Asked,
     Finished,
     RawText,
     ReasoningDelta,
@@ -75,10 +76,26 @@ def test_packing_again_changes_nothing(items):
     assert pack(unpack(packed)) == packed
 
 
-def test_runs_of_text_are_joined_and_what_was_sent_is_left_out():
-    items = [Sent({"model": "m"}, "prompt"), TextDelta("a"), TextDelta("b"), ReasoningDelta("c")]
+def test_runs_of_text_are_joined():
+    items = [TextDelta("a"), TextDelta("b"), TextDelta("c"), ReasoningDelta("d"), TextDelta("e")]
 
-    assert pack(items) == '[["t","ab"],["r","c"]]'
+    assert pack(items) == '[["t","abc"],["r","d"],["t","e"]]'
+
+
+def test_what_was_sent_is_packed_without_its_text():
+    sent = Sent({"model": "m"}, "a long prompt", 3)
+
+    (unpacked,) = unpack(pack([sent]))
+
+    assert (unpacked.request, unpacked.first_message) == ({"model": "m"}, 3)
+    assert unpacked.text == ""
+    assert unpacked.text_digest == sent.text_digest
+
+
+def test_which_account_is_asked_survives_packing():
+    asked = Asked(7, "rebuilt:busy", {"account": "a", "started": 1, "ms": None, "cause": None})
+
+    assert unpack(pack([asked])) == [asked]
 
 
 def test_the_ends_of_two_answers_are_not_joined():
