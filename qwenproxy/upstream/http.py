@@ -56,9 +56,7 @@ class _Client(httpx.AsyncClient):
     the rest of httpx. Proxies still apply: the transport is chosen by the URL.
     """
 
-    async def send(
-        self, request: httpx.Request, *args: object, **kwargs: object
-    ) -> httpx.Response:
+    async def send(self, request: httpx.Request, *args: object, **kwargs: object) -> httpx.Response:
         return await self._transport_for_url(request.url).handle_async_request(request)
 
 
