@@ -10,7 +10,15 @@ import pytest
 from django.db import connection, connections
 
 from qwenproxy.transaction import transaction
-from qwenproxy.wire.events import ReasoningDelta, Started, TextDelta, ToolCallDelta, UsageReport
+from qwenproxy.wire.events import (
+    Asked,
+    ReasoningDelta,
+    Sent,
+    Started,
+    TextDelta,
+    ToolCallDelta,
+    UsageReport,
+)
 from requests_app import settling
 from requests_app.liveness import WorkerLock
 from requests_app.models import Partial, Request, Response, Worker
@@ -62,6 +70,29 @@ def append(opening, *batches):
     with transaction(lock_wait_s=5) as tx:
         rows = [(opening.response_id, seq, events) for seq, events in enumerate(batches)]
         append_partials(tx, PartialRows(rows))
+
+
+def test_what_went_upstream_is_on_record_though_the_end_never_came(key, settle):
+    account = make_account()
+    opening = make_opening(key, user("tell"))
+    open_all(opening)
+    attempt = {"account": account.name, "started": 1, "ms": None, "cause": None}
+    sent = Sent({"model": "qwen3-max", "messages": None}, "the prompt", 2)
+    append(
+        opening,
+        [Asked(account.pk, "new", attempt), sent, Started("r1", "chat-1", "u1")],
+        [TextDelta("Once")],
+    )
+    settle()
+    request = Request.objects.get()
+    assert (request.account, request.upstream) == (account, "new")
+    assert json.loads(request.attempts) == [attempt]
+    assert json.loads(request.upstream_request) == {"request": sent.request, "first_message": 2}
+    assert bytes(request.upstream_text_digest) == sent.text_digest
+    assert Response.objects.get().upstream_parent_id == "u1"
+    # REST shows the chat; no turn goes on in it.
+    reply = Message.objects.get(given=True)
+    assert (reply.upstream_chat.chat_id, reply.upstream_id) == ("chat-1", None)
 
 
 def test_the_text_so_far_becomes_the_answer(key, settle):
