@@ -126,7 +126,7 @@ if not _database_url:
         raise ImproperlyConfigured(
             f"cannot make QWENPROXY_DATA_DIR ({DATA_DIR}): {exc.strerror}"
         ) from exc
-else:
+if not USES_SQLITE:
     # A network that swallows packets must not hold the recorder beyond its deadline.
     _database["OPTIONS"] = {
         **_database.get("OPTIONS", {}),

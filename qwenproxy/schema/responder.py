@@ -32,6 +32,7 @@ _HEAD_BYTES = 64 * 1024
 # For a client to send its request, and to read its answer.
 _CLIENT_TIMEOUT_S = 5.0
 _GRACE_S = 1.0
+_SETTLE_S = 0.05
 _ALIVE = ("/healthz", "/health")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -97,6 +98,8 @@ class Responder:
         await self._stop.wait()
         telling.cancel()
         server.close()
+        # What this loop has accepted just now has no task yet.
+        await asyncio.sleep(_SETTLE_S)
         if self._answers:
             await asyncio.wait(self._answers, timeout=_GRACE_S)
 
