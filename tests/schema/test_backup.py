@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -115,3 +116,29 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything(migrated, tmp
     ended = migrated.run("migrate", QWENPROXY_MIGRATE_BACKUP_DIR=str(tmp_path / "file" / "sub"))
     assert ended.returncode == 9
     assert migrated.database.read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_restore_leaves_the_old_data_or_the_backup(migrated):
+    fill(migrated, 500)
+    migrated.query("CREATE TABLE ballast AS SELECT zeroblob(20000000) AS bytes")
+    assert migrated.run("dbbackup").returncode == 0
+    [backup] = backups(migrated)
+    fill(migrated, 400)
+    seen = set()
+    for delay in [0.8 + 0.06 * step for step in range(20)]:
+        process = migrated.start("dbrestore", backup.name, "--yes")
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+        [(rows,)] = migrated.query("SELECT count(*) FROM filled")
+        assert migrated.query("PRAGMA integrity_check") == [("ok",)]
+        assert rows in (500, 900)
+        seen.add(rows)
+        if rows == 500:
+            fill(migrated, 400)
+    assert 900 in seen
+    assert migrated.run("dbrestore", backup.name, "--yes").returncode == 0
+    assert migrated.query("SELECT count(*) FROM filled") == [(500,)]
+    assert not list(backup.parent.glob(".tmp-*"))
