@@ -5,8 +5,9 @@ from __future__ import annotations
 from django.http.response import HttpResponseBase
 
 from qwenproxy.proxy import schemas
+from qwenproxy.proxy.dialect import Dialect
 from qwenproxy.proxy.gateway import GatewayRequest
-from qwenproxy.proxy.turn import Caller, Dialect, Turn
+from qwenproxy.proxy.turn import Caller, Turn
 from qwenproxy.wire import openai_chat, openai_completions
 from qwenproxy.wire.events import UsageReport
 from qwenproxy.wire.json import JSONObject

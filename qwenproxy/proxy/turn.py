@@ -11,17 +11,18 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal, Protocol
+from typing import Literal
 from uuid import uuid4
 
 from qwenproxy import metrics
 from qwenproxy.errors import (
     AnswerTooLong,
     GatewayError,
+    RecorderUnavailable,
     ShuttingDown,
     UpstreamAuthExpired,
     UpstreamChallenged,
@@ -33,7 +34,9 @@ from qwenproxy.errors import (
     UpstreamTimeout,
     to_openai_error,
 )
+from qwenproxy.proxy.dialect import Dialect, Encoder
 from qwenproxy.proxy.gateway import Gateway
+from qwenproxy.proxy.outcome import estimated_usage, upstream_response
 from qwenproxy.proxy.routing import Route
 from qwenproxy.proxy.schemas import Body
 from qwenproxy.proxy.streaming import ClientStream
@@ -48,7 +51,6 @@ from qwenproxy.wire.events import (
     Started,
     TextDelta,
     ToolCallDelta,
-    UsageReport,
 )
 from qwenproxy.wire.json import JSONObject
 from requests_app.writes import BlobText, ChatRow, Closing, Opened, Opening
@@ -58,41 +60,6 @@ logger = logging.getLogger(__name__)
 # Another try at the same account would end the same way, or make things worse.
 _NOT_AGAIN = (UpstreamTimeout, UpstreamRateLimited, UpstreamChallenged, UpstreamAuthExpired)
 _FIRST_DELAY_S = 0.25
-# OpenAI's own estimate for English; Chinese text comes out close to it by bytes as well.
-_BYTES_PER_TOKEN = 4
-
-
-class _Encoder(Protocol):
-    """The streamed form of one client protocol."""
-
-    def encode(self, events: Sequence[Event]) -> bytes: ...
-    def finish(self, reason: str, usage: UsageReport | None) -> bytes: ...
-    def error(self, body: JSONObject) -> bytes: ...
-
-
-class _Whole(Protocol):
-    """The whole form of one client protocol."""
-
-    def __call__(
-        self,
-        *,
-        response_id: str,
-        model: str,
-        created: int,
-        message: JSONObject,
-        reasoning: str,
-        finish_reason: str,
-        usage: UsageReport | None,
-    ) -> JSONObject: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Dialect:
-    """A client protocol: what its ids begin with and how answers are written."""
-
-    id_prefix: str
-    make_encoder: Callable[..., _Encoder]
-    whole: _Whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +86,7 @@ class Turn:
     answer: Accumulator = field(init=False, default_factory=Accumulator)
     opened: Opened = field(init=False)
     _opening: Opening = field(init=False)
-    _encoder: _Encoder = field(init=False)
+    _encoder: Encoder = field(init=False)
     _task: asyncio.Task[None] | None = field(init=False, default=None)
     _started_at: float = field(init=False, default_factory=time.monotonic)
     _first_at: float | None = field(init=False, default=None)
@@ -395,8 +362,13 @@ class Turn:
 
     async def _complete(self) -> None:
         reason = self.answer.finish_reason or "stop"
-        await self.gateway.recorder.commit(self._make_closing("completed", reason, 200))
-        usage = self.answer.usage or self._estimated_usage()
+        try:
+            await self.gateway.recorder.commit(self._make_closing("completed", reason, 200))
+        except RecorderUnavailable as error:
+            # The recorder keeps this end and writes it when it can; the client must not act on it yet.
+            self.client.fail(error, self._encoder.error(to_openai_error(error)))
+            return
+        usage = self.answer.usage or estimated_usage(self.body, self.answer)
         if self.body.stream:
             self.client.append(self._encoder.finish(reason, usage))
         else:
@@ -433,7 +405,7 @@ class Turn:
             closing.error_type, closing.error_code = "client_error", "client_left"
             closing.error_message = "the client left before the answer's end"
         if isinstance(error, UpstreamError) and error.body:
-            closing.upstream_response = self._upstream_response(error)
+            closing.upstream_response = upstream_response(self.answer, error)
         try:
             await self.gateway.recorder.commit(closing)
         except GatewayError as exc:
@@ -479,7 +451,7 @@ class Turn:
         usage = answer.usage
         source = "reported" if status == "completed" else "partial"
         if usage is None and reply is not None:
-            usage = self._estimated_usage()
+            usage = estimated_usage(self.body, self.answer)
             source = "estimated" if status == "completed" else "partial"
         started = answer.started
         now = time.monotonic()
@@ -505,7 +477,7 @@ class Turn:
             reasoning_tokens=usage.reasoning_tokens if usage else None,
             cached_tokens=usage.cached_tokens if usage else None,
             usage_source=source if usage else "",
-            upstream_response=self._upstream_response(None),
+            upstream_response=upstream_response(self.answer),
             reasoning=json.plain(answer.reasoning),
             upstream=self._upstream_label,
             account_id=self._upstream.account.id if self._upstream else None,
@@ -525,39 +497,6 @@ class Turn:
             self.route.model,
             self._opening.context_digest,
         )
-
-    def _upstream_response(self, error: UpstreamError | None) -> str:
-        answer = self.answer
-        if error is None and answer.started == Started() and answer.usage is None:
-            return ""
-        body: JSONObject = {
-            "response_id": answer.started.response_id,
-            "chat_id": answer.started.chat_id,
-            "parent_id": answer.started.parent_id,
-            "model": answer.started.model,
-            "usage": answer.usage.raw if answer.usage else None,
-        }
-        if answer.raw_text:
-            body["raw_text"] = answer.raw_text
-        if error is not None:
-            body["error_body"] = error.body
-            body["status"] = error.upstream_status
-        return json.dumps_text(body)
-
-    def _estimated_usage(self) -> UsageReport:
-        answer = self.answer
-        prompt = sum(_bytes_of(history.text_of(message)) for message in self.body.messages)
-        prompt += len(json.dumps(self.body.tools)) if self.body.tools else 0
-        written = _bytes_of(answer.text) + _bytes_of(answer.reasoning)
-        written += sum(_bytes_of(call.arguments) for call in answer.tool_calls.values())
-        prompt_tokens, completion_tokens = (
-            -(-count // _BYTES_PER_TOKEN) for count in (prompt, written)
-        )
-        return UsageReport(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
-
-
-def _bytes_of(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def _blob(kind: str, value: object) -> BlobText:

@@ -1,0 +1,43 @@
+"""A client protocol as a turn uses it: how its ids begin, how its answers are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from qwenproxy.wire.events import Event, UsageReport
+from qwenproxy.wire.json import JSONObject
+
+
+class Encoder(Protocol):
+    """The streamed form of one client protocol."""
+
+    def encode(self, events: Sequence[Event]) -> bytes: ...
+    def finish(self, reason: str, usage: UsageReport | None) -> bytes: ...
+    def error(self, body: JSONObject) -> bytes: ...
+
+
+class Whole(Protocol):
+    """The whole form of one client protocol."""
+
+    def __call__(
+        self,
+        *,
+        response_id: str,
+        model: str,
+        created: int,
+        message: JSONObject,
+        reasoning: str,
+        finish_reason: str,
+        usage: UsageReport | None,
+    ) -> JSONObject: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """A client protocol: what its ids begin with and how answers are written."""
+
+    id_prefix: str
+    make_encoder: Callable[..., Encoder]
+    whole: Whole

@@ -1,0 +1,47 @@
+"""What the record says of an answer besides its text: the upstream's own words, and estimated counts."""
+
+from __future__ import annotations
+
+from qwenproxy.errors import UpstreamError
+from qwenproxy.proxy.schemas import Body
+from qwenproxy.wire import history, json
+from qwenproxy.wire.events import Accumulator, Started, UsageReport
+from qwenproxy.wire.json import JSONObject
+
+# OpenAI's own estimate for English; Chinese text comes out close to it by bytes as well.
+_BYTES_PER_TOKEN = 4
+
+
+def upstream_response(answer: Accumulator, error: UpstreamError | None = None) -> str:
+    """Compact JSON of what the upstream said besides text; empty where it said nothing."""
+    if error is None and answer.started == Started() and answer.usage is None:
+        return ""
+    body: JSONObject = {
+        "response_id": answer.started.response_id,
+        "chat_id": answer.started.chat_id,
+        "parent_id": answer.started.parent_id,
+        "model": answer.started.model,
+        "usage": answer.usage.raw if answer.usage else None,
+    }
+    if answer.raw_text:
+        body["raw_text"] = answer.raw_text
+    if error is not None:
+        body["error_body"] = error.body
+        body["status"] = error.upstream_status
+    return json.dumps_text(body)
+
+
+def estimated_usage(body: Body, answer: Accumulator) -> UsageReport:
+    """Counts from the length of the text, for upstreams that report none."""
+    prompt = sum(_bytes_of(history.text_of(message)) for message in body.messages)
+    prompt += len(json.dumps(body.tools)) if body.tools else 0
+    written = _bytes_of(answer.text) + _bytes_of(answer.reasoning)
+    written += sum(_bytes_of(call.arguments) for call in answer.tool_calls.values())
+    prompt_tokens, completion_tokens = (
+        -(-count // _BYTES_PER_TOKEN) for count in (prompt, written)
+    )
+    return UsageReport(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
+
+
+def _bytes_of(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
