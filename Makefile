@@ -10,10 +10,10 @@ run: $(VENV)/.run-ready
 	@exec $(BIN)/python manage.py serve
 
 test: $(VENV)/.dev-ready
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 test-all: $(VENV)/.dev-ready
-	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+	$(BIN)/python -m pytest -n auto -m "slow or not slow" $(ARGS)
 
 check: $(VENV)/.dev-ready
 	$(BIN)/ruff check .
