@@ -1,4 +1,4 @@
-"""The API under /v1, its documentation, and how its errors look."""
+"""The API under /v1, its documentation, the schema's under /api/schema, and how their errors look."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from qwenproxy.access.auth import ApiKeyAuth
 from qwenproxy.asgi_handler import error_response
 from qwenproxy.errors import GatewayError, InvalidRequest
 from qwenproxy.proxy import chat, models
+from qwenproxy.schema.api import router as schema_router
 from requests_app.api import router as requests_router
 from sessions_app.api import router as sessions_router
 
@@ -105,12 +106,20 @@ _records_key = ApiKeyAuth(scope="records")
 api.add_router("", requests_router, auth=_records_key, tags=["records"])
 api.add_router("", sessions_router, auth=_records_key, tags=["records"])
 
+# For operators: not a part of the API that clients are written for, nor of its documentation.
+operations_api = NinjaAPI(
+    version=__version__, docs_url=None, openapi_url=None, urls_namespace="operations"
+)
+operations_api.add_router("/schema", schema_router, auth=ApiKeyAuth(scope="admin"))
 
+
+@operations_api.exception_handler(GatewayError)
 @api.exception_handler(GatewayError)
 def _on_gateway_error(request: HttpRequest, error: GatewayError) -> HttpResponse:
     return error_response(error)
 
 
+@operations_api.exception_handler(ValidationError)
 @api.exception_handler(ValidationError)
 def _on_validation_error(request: HttpRequest, error: ValidationError) -> HttpResponse:
     first = error.errors[0]
@@ -118,6 +127,7 @@ def _on_validation_error(request: HttpRequest, error: ValidationError) -> HttpRe
     return error_response(InvalidRequest(f"{param}: {first['msg']}", param=param))
 
 
+@operations_api.exception_handler(HttpError)
 @api.exception_handler(HttpError)
 def _on_http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
     return error_response(InvalidRequest(error.message, status=error.status_code))

@@ -1,4 +1,4 @@
-"""The ASGI application: lean handler under /v1, Django's own for the rest, start and stop of both.
+"""The ASGI application: lean handler under /v1 and /api, Django's own for the rest, start and stop of both.
 
 Start: recorder (which settles what dead processes left), HTTP client, routing. Stop: no new turns,
 running ones drain until the deadline, the recorder goes last.
@@ -57,8 +57,8 @@ class Application:
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             path: str = scope["path"]
-            if (path.startswith("/v1/") and not path.startswith(_STOCK_PATHS)) or (
-                path in _LEAN_PATHS
+            if path in _LEAN_PATHS or (
+                path.startswith(("/v1/", "/api/")) and not path.startswith(_STOCK_PATHS)
             ):
                 await self._lean(scope, receive, send, self.gateway)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from qwenproxy.access.auth import authenticate
 from qwenproxy.database import run_in_db
 from qwenproxy.errors import GatewayError
 from qwenproxy.schema.state import read_state
+from qwenproxy.schema.status import read_figures
 from qwenproxy.wire import json
 from qwenproxy.wire.json import JSONObject
 
@@ -65,7 +67,25 @@ async def show_metrics(request: LeanRequest) -> HttpResponse:
         metrics.RUNNING.set(gateway.running)
         metrics.RECORDER_QUEUE.set(gateway.recorder.queued)
         metrics.UNRECORDED.set(gateway.recorder.unrecorded)
+    await _measure_schema()
     return HttpResponse(metrics.exposition(), content_type=metrics.CONTENT_TYPE)
+
+
+async def _measure_schema() -> None:
+    """Other processes migrate as well, so the database is asked; not a number where it is silent."""
+    try:
+        async with asyncio.timeout(_CHECK_TIMEOUT_S):
+            figures = await run_in_db(read_figures)
+    except (TimeoutError, DatabaseError):
+        figures = None
+    values = (figures.pending, figures.last_run_s, figures.last_run_ok) if figures else (None,) * 3
+    gauges = (
+        metrics.SCHEMA_PENDING,
+        metrics.SCHEMA_LAST_RUN_SECONDS,
+        metrics.SCHEMA_LAST_RUN_OK,
+    )
+    for gauge, value in zip(gauges, values, strict=True):
+        gauge.set(math.nan if value is None else value)
 
 
 async def _checks(gateway: Gateway | None) -> dict[str, str]:

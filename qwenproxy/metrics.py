@@ -30,6 +30,11 @@ RECORDER_QUEUE = Gauge("qwenproxy_recorder_queue", "Writes that wait for the rec
 UNRECORDED = Gauge(
     "qwenproxy_unrecorded_answers", "Answers whose session was deleted while they ran."
 )
+SCHEMA_PENDING = Gauge("schema_pending", "Migrations that are not applied.")
+SCHEMA_LAST_RUN_SECONDS = Gauge(
+    "schema_last_run_seconds", "How long the last change of the schema took."
+)
+SCHEMA_LAST_RUN_OK = Gauge("schema_last_run_ok", "1 where the last change of the schema was made.")
 
 
 def observe_turn(

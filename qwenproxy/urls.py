@@ -7,10 +7,11 @@ from django.urls import path
 from django.views.generic import RedirectView
 
 from qwenproxy import health
-from qwenproxy.api import api
+from qwenproxy.api import api, operations_api
 
 urlpatterns = [
     path("v1/", api.urls),
+    path("api/", operations_api.urls),
     path("healthz", health.alive),
     path("health", health.alive),
     path("health/detailed", health.detailed),

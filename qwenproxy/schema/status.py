@@ -1,7 +1,7 @@
-"""Which migrations are applied and which wait, per app, for the admin.
+"""Which migrations are applied and which wait, per app, for the admin; a few figures for the metrics.
 
-Reads the migration files and Django's own table, nothing else: it works where the table is missing,
-where migrations wait, and where the database is ahead of the code. Writes nothing.
+Works where tables are missing, where migrations wait, and where the database is ahead of the code: of
+the history only columns that exist are read. Writes nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ from datetime import datetime
 from django.apps import apps
 from django.db import connection
 from django.db.migrations.loader import MigrationLoader
+
+from qwenproxy.schema.history import History
+from qwenproxy.schema.models import MigrationEvent
+from qwenproxy.schema.state import read_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,3 +124,26 @@ def _unknown(
         for (app, name), row in sorted(loader.applied_migrations.items())
         if app == label and (app, name) not in known
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    pending: int
+    # Of the newest change that has ended; null where none is on record.
+    last_run_s: float | None = None
+    last_run_ok: bool | None = None
+
+
+def read_figures() -> Figures:
+    """Count what is pending, and look at the last change of the schema; a few short queries. Blocks."""
+    pending = len(read_state().pending)
+    if not History(connection).columns:
+        return Figures(pending)
+    changes = MigrationEvent.objects.filter(action__in=("apply", "fake", "unapply"))
+    ended = changes.exclude(status="started").order_by("-id").values_list("run", flat=True)
+    run = ended.first()
+    if run is None:
+        return Figures(pending)
+    rows = list(changes.filter(run=run).values_list("status", "ms"))
+    took_s = sum(ms or 0 for _, ms in rows) / 1000
+    return Figures(pending, took_s, all(status == "ok" for status, _ in rows))
