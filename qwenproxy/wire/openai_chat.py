@@ -24,6 +24,7 @@ from qwenproxy.wire.events import (
     UsageReport,
 )
 from qwenproxy.wire.json import JSONObject, JSONValue
+from qwenproxy.wire.text_chunks import TextChunks
 from qwenproxy.wire.think import ThinkSplitter
 
 _FINISH_REASONS = {
@@ -89,15 +90,29 @@ class ChatStreamDecoder:
         self.is_done = False
         self._new_id = new_id
         self._splitter = ThinkSplitter(is_open=think_open)
+        self._text_chunks = TextChunks()
         self._is_started = False
         self._has_content = False
         self._calls: list[_Call] = []
         self._finish_reason: str | None = None
         self._usage: UsageReport | None = None
 
+    @property
+    def has_finish(self) -> bool:
+        """The model has ended its answer; what may still come are counts and the end mark."""
+        return self._finish_reason is not None
+
     def feed(self, payload: bytes) -> list[Event]:
         if self.is_done or not payload:
             return []
+        text = self._text_chunks.read(payload)
+        if text is not None:
+            events: list[Event] = []
+            if self._text_chunks.field == "content":
+                self._read_text(text, events)
+            else:
+                self._read_reasoning(text, events)
+            return events
         if payload == b"[DONE]":
             return self._end(is_whole=True)
         try:
@@ -105,6 +120,9 @@ class ChatStreamDecoder:
             # byte for them; chunks of text take the fast road.
             body = json.loads(payload) if b'"arguments"' in payload else _loads_fast(payload)
         except json.JSONError as exc:
+            if self.has_finish:
+                # A line that broke off with its connection: nothing of the answer is missing.
+                return []
             text = payload.decode("utf-8", "replace")[:_MAX_MESSAGE_CHARS]
             return self._fail(
                 StreamError(
@@ -113,7 +131,10 @@ class ChatStreamDecoder:
                     raw=text,
                 )
             )
-        return self._apply(body)
+        events = self._apply(body)
+        if isinstance(body, dict) and len(events) == 1 and self.error is None:
+            self._text_chunks.learn(payload, body)
+        return events
 
     def finish(self) -> list[Event]:
         """End the answer at the end of the stream."""
@@ -156,10 +177,8 @@ class ChatStreamDecoder:
     def _read_delta(self, delta: JSONObject, events: list[Event]) -> None:
         # vLLM renamed `reasoning_content` to `reasoning`; some servers send both with one text.
         reasoning = delta.get("reasoning_content") or delta.get("reasoning")
-        if reasoning and isinstance(reasoning, str):
-            self._splitter.reasoning_seen()
-            self._has_content = True
-            events.append(ReasoningDelta(reasoning))
+        if isinstance(reasoning, str):
+            self._read_reasoning(reasoning, events)
         if content := delta.get("content"):
             self._read_text(content, events)
         if calls := delta.get("tool_calls"):
@@ -168,6 +187,12 @@ class ChatStreamDecoder:
                     self._read_call(entry, events)
         if isinstance(call := delta.get("function_call"), dict):
             self._read_call({"index": "function_call", "function": call}, events)
+
+    def _read_reasoning(self, text: str, events: list[Event]) -> None:
+        if text:
+            self._splitter.reasoning_seen()
+            self._has_content = True
+            events.append(ReasoningDelta(text))
 
     def _read_text(self, content: JSONValue, events: list[Event]) -> None:
         text = content if isinstance(content, str) else _join_parts(content)
