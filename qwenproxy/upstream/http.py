@@ -17,7 +17,7 @@ from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Literal
+from typing import Literal, cast
 from urllib.request import getproxies
 
 import aiohttp
@@ -42,6 +42,8 @@ MAX_ERROR_BODY_BYTES = 65_536
 MAX_JSON_BODY_BYTES = 64 * 2**20
 # After an answer's end mark the response's own end comes at once, or its connection is given up.
 DRAIN_TIMEOUT_S = 0.1
+# After the model's end of an answer, its counts and the end mark come at once, or not at all.
+TAIL_TIMEOUT_S = 2.0
 # Model lists are small; a server that needs longer counts as down.
 LIST_TIMEOUT_S = 15.0
 
@@ -203,14 +205,16 @@ async def read_body(response: httpx.Response, *, max_bytes: int) -> bytes:
         return await collect(b"", chunks, max_bytes=max_bytes)
 
 
-async def body_chunks(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    """Yield the decoded body, one network read at a time."""
+def body_chunks(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """Give the decoded body, one network read at a time."""
     # httpx's own way through its decoders and chunkers only where something is encoded.
-    encoded = "content-encoding" in response.headers
-    stream = response.aiter_bytes() if encoded else response.stream
-    assert isinstance(stream, AsyncIterable)
-    async for chunk in stream:
-        yield chunk
+    if "content-encoding" in response.headers:
+        chunks = response.aiter_bytes()
+    else:
+        assert isinstance(response.stream, AsyncIterable)
+        chunks = aiter(response.stream)
+    # Both are generator functions, though httpx does not type them so.
+    return cast("AsyncGenerator[bytes, None]", chunks)
 
 
 async def collect(first: bytes, chunks: AsyncIterator[bytes], *, max_bytes: int) -> bytes:
@@ -246,24 +250,34 @@ async def sniff(chunks: AsyncIterator[bytes]) -> tuple[bytes, Literal["json", "h
 
 
 async def payload_batches(
-    first: bytes, chunks: AsyncIterator[bytes], *, account_name: str
+    first: bytes, chunks: AsyncIterator[bytes]
 ) -> AsyncGenerator[tuple[list[bytes], bool], None]:
-    """Yield the payloads that each network read of an event stream completes; true with the last.
-
-    Raises:
-        UpstreamProtocolError: a line without an end.
-    """
+    """Yield the payloads that each network read of an event stream completes; true with the last."""
     lines = SSEDecoder()
     chunk: bytes | None = first
-    try:
-        while chunk is not None:
-            yield lines.feed(chunk), False
-            chunk = await anext(chunks, None)
-        yield lines.finish(), True
-    except SSEError as exc:
-        raise UpstreamProtocolError(
-            f"Upstream account {account_name} sent an endless line: {exc}."
-        ) from exc
+    while chunk is not None:
+        yield lines.feed(chunk), False
+        chunk = await anext(chunks, None)
+    yield lines.finish(), True
+
+
+class Tail:
+    """Reads what comes after the model has ended its answer, which nothing can take back.
+
+    However the stream then goes on (silence, a broken connection), it is at its end.
+    """
+
+    def __init__(self) -> None:
+        self._until_s: float | None = None
+
+    async def read(self, chunks: AsyncIterator[bytes]) -> bytes | None:
+        """Give the next chunk; null: that was all, or the time for the whole tail is over."""
+        if self._until_s is None:
+            self._until_s = asyncio.get_running_loop().time() + TAIL_TIMEOUT_S
+        with suppress(httpx.HTTPError, aiohttp.ClientError, TimeoutError):
+            async with asyncio.timeout_at(self._until_s):
+                return await anext(chunks, None)
+        return None
 
 
 async def drain(chunks: AsyncIterator[bytes]) -> None:
@@ -292,19 +306,21 @@ def retry_after_s(headers: httpx.Headers) -> float | None:
 
 @contextmanager
 def map_httpx_errors(account_name: str) -> Iterator[None]:
-    """Turn what the HTTP layers raise into the `UpstreamError` family.
+    """Turn what HTTP and its event streams raise into the `UpstreamError` family.
 
     Messages are for clients and name neither hosts nor addresses; `body` keeps the full text.
     """
     try:
         yield
-    except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError) as exc:
+    except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, SSEError) as exc:
         raise _mapped(exc, f"Upstream account {account_name}") from exc
 
 
 def _mapped(exc: Exception, who: str) -> UpstreamError:
     if isinstance(exc, httpx.UnsupportedProtocol | httpx.InvalidURL | aiohttp.InvalidURL):
         return UpstreamError(f"{who} has a base URL that cannot be used.", body=str(exc))
+    if isinstance(exc, SSEError):
+        return UpstreamProtocolError(f"{who} sent an endless line: {exc}.")
     # The transport's class is right for reads only; its cause says what happened.
     cause = exc.__cause__ if isinstance(exc, httpx.TransportError) else exc
     match cause:

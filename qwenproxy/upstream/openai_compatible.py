@@ -32,6 +32,7 @@ from qwenproxy.wire import json, openai_chat
 from qwenproxy.wire.events import Event, Sent, Started
 from qwenproxy.wire.json import JSONObject, JSONValue
 from qwenproxy.wire.openai_chat import ChatStreamDecoder, StreamError
+from qwenproxy.wire.sse import SSEDecoder
 
 _TOO_LONG = re.compile(
     r"context.?(length|size|window)|range of input length|prompt is too long|too many (input )?tokens",
@@ -71,7 +72,8 @@ _REFUSED_CODES = {
     "invalid_request_error",
     "invalidparameter",
 }
-# Where servers put a model's window in their list.
+# Where servers put a model's id and window in their list.
+_ID_FIELDS = ("id", "name", "model")
 _CONTEXT_FIELDS = ("max_model_len", "context_length", "max_context_length", "context_window")
 
 
@@ -103,7 +105,7 @@ class OpenAICompatible:
         path, sent, content = self._encode(call)
         request = self._new_request("POST", path, content=content)
         yield (sent,)
-        name = self._account.name
+        name, tail = self._account.name, http.Tail()
         async with (
             http.open_response(self._client, request, account_name=name) as response,
             aclosing(http.body_chunks(response)) as chunks,
@@ -117,9 +119,23 @@ class OpenAICompatible:
             if kind == "json":
                 yield await self._decode_whole(first, chunks)
                 return
-            async with aclosing(self._decode_stream(first, chunks)) as batches:
-                async for events in batches:
+            # One loop and no generators inside it: this runs for every chunk.
+            lines, decoder = SSEDecoder(), ChatStreamDecoder(new_id=_new_call_id)
+            read: bytes | None = first
+            while not decoder.is_done:
+                events: list[Event] = []
+                for payload in lines.finish() if read is None else lines.feed(read):
+                    events += decoder.feed(payload)
+                if read is None:
+                    events += decoder.finish()
+                if events:
                     yield events
+                if not decoder.is_done:
+                    read = await (tail.read(chunks) if decoder.has_finish else anext(chunks, None))
+            if decoder.error is not None:
+                raise stream_error(decoder.error, account_name=name)
+            if read is not None:
+                await http.drain(chunks)
 
     async def stop(self, started: Started) -> None:
         """Nothing to do: these servers stop when the connection closes."""
@@ -134,13 +150,12 @@ class OpenAICompatible:
         if not response.is_success:
             raise status_error(response, body, account_name=name)
         try:
-            listed = json.loads(body)
-        except json.JSONError as exc:
+            return read_models(json.loads(body))
+        except ValueError as exc:
             raise UpstreamProtocolError(
                 f"Upstream account {name} answered its model list with something else.",
                 body=body.decode("utf-8", "replace"),
             ) from exc
-        return read_models(listed)
 
     def _new_request(
         self, method: str, path: str, *, content: bytes = b"", max_idle_s: float | None = None
@@ -196,27 +211,6 @@ class OpenAICompatible:
             raise stream_error(error, account_name=self._account.name)
         return events
 
-    async def _decode_stream(
-        self, first: bytes, chunks: AsyncIterator[bytes]
-    ) -> AsyncGenerator[Sequence[Event], None]:
-        name = self._account.name
-        decoder = ChatStreamDecoder(new_id=_new_call_id)
-        async with aclosing(http.payload_batches(first, chunks, account_name=name)) as reads:
-            async for payloads, is_last in reads:
-                events: list[Event] = []
-                for payload in payloads:
-                    events += decoder.feed(payload)
-                if is_last:
-                    events += decoder.finish()
-                if events:
-                    yield events
-                if decoder.error is not None:
-                    raise stream_error(decoder.error, account_name=name)
-                if decoder.is_done:
-                    break
-        if not is_last:
-            await http.drain(chunks)
-
     def _web_page_error(self, response: httpx.Response, first: bytes) -> UpstreamError:
         return UpstreamProtocolError(
             f"Upstream account {self._account.name} answered with a web page instead of an answer:"
@@ -231,28 +225,45 @@ def _new_call_id() -> str:
 
 
 def read_models(listed: JSONValue) -> list[ModelInfo]:
-    """Read a model list: `{"data": [...]}`, as some have it `{"models": [...]}` or the bare list."""
+    """Read a model list: `{"data": [...]}`, as some have it `{"models": [...]}` or the bare list.
+
+    Entries are objects, or ids alone; others are left out.
+
+    Raises:
+        ValueError: there is no list, or nothing in it can be read: that is not an empty list.
+    """
     if isinstance(listed, dict):
-        listed = listed.get("data") or listed.get("models")
-    models = []
-    for entry in listed if isinstance(listed, list) else []:
-        if not isinstance(entry, dict) or not isinstance(model_id := entry.get("id"), str):
-            continue
-        created, owner = entry.get("created"), entry.get("owned_by")
-        models.append(
-            ModelInfo(
-                model_id,
-                created=created if isinstance(created, int) else 0,
-                owned_by=owner if isinstance(owner, str) else "qwen",
-                context_length=_context_length(entry),
-                details={
-                    name: value
-                    for name, value in entry.items()
-                    if name not in ("id", "object", "created", "owned_by")
-                },
-            )
-        )
+        # Null is how Ollama writes an empty list.
+        lists = [listed[name] or [] for name in ("data", "models") if name in listed]
+        # Some write both, and fill one.
+        listed = next((some for some in lists if some), lists[0] if lists else None)
+    if not isinstance(listed, list):
+        raise ValueError("there is no list")
+    models = [info for entry in listed if (info := _read_model(entry)) is not None]
+    if listed and not models:
+        raise ValueError("no entry has an id")
     return models
+
+
+def _read_model(entry: JSONValue) -> ModelInfo | None:
+    if isinstance(entry, str):
+        entry = {"id": entry}
+    if not isinstance(entry, dict):
+        return None
+    ids = {name: entry[name] for name in _ID_FIELDS if name in entry}
+    found = next(((name, i) for name, i in ids.items() if isinstance(i, str) and i.strip()), None)
+    if found is None:
+        return None
+    name, model_id = found
+    created, owner = entry.get("created"), entry.get("owned_by")
+    read = (name, "object", "created", "owned_by")
+    return ModelInfo(
+        str(model_id),
+        created=created if isinstance(created, int) else 0,
+        owned_by=owner if isinstance(owner, str) else "qwen",
+        context_length=_context_length(entry),
+        details={name: value for name, value in entry.items() if name not in read},
+    )
 
 
 def _context_length(entry: JSONObject) -> int | None:
@@ -275,7 +286,10 @@ def status_error(response: httpx.Response, body: bytes, *, account_name: str) ->
 
 def stream_error(error: StreamError, *, account_name: str) -> UpstreamError:
     """Map what came instead of an answer, or of its rest, with status 200."""
-    raw = error.raw if isinstance(error.raw, str) else json.dumps_text(error.raw)
+    if error.raw is None:
+        raw = ""
+    else:
+        raw = error.raw if isinstance(error.raw, str) else json.dumps_text(error.raw)
     if error.code == "upstream_malformed":
         mapped: UpstreamError = UpstreamProtocolError(error.message)
     elif error.code in ("upstream_cut", "upstream_empty"):

@@ -204,7 +204,7 @@ class QwenWeb:
             if kind != "stream" or not response.is_success:
                 body = await http.collect(first, chunks, max_bytes=http.MAX_ERROR_BODY_BYTES)
                 raise self._refusal(response, body)
-            async with aclosing(http.payload_batches(first, chunks, account_name=name)) as reads:
+            async with aclosing(http.payload_batches(first, chunks)) as reads:
                 async for payloads, is_last in reads:
                     events: list[Event] = []
                     for payload in payloads:

@@ -16,9 +16,10 @@ from qwenproxy.errors import (
     UpstreamTimeout,
 )
 from qwenproxy.upstream import http
-from qwenproxy.upstream.openai_compatible import OpenAICompatible
+from qwenproxy.upstream.openai_compatible import OpenAICompatible, stream_error
 from qwenproxy.upstream.protocol import Credentials, ModelInfo, Upstream, UpstreamCall
 from qwenproxy.wire.events import Finished, ReasoningDelta, Sent, Started, TextDelta, UsageReport
+from qwenproxy.wire.openai_chat import StreamError
 from tests.doubles import model as small_model
 from tests.doubles.openai_compatible import CHAT, COMPLETIONS, FIXTURES, MODELS, error
 from tests.doubles.server import Reply, unused_port
@@ -352,6 +353,42 @@ def test_what_was_read_before_a_failure_is_kept(openai_compatible, reply, expect
     assert outcome.answer.finish_reason is None
 
 
+ENDED = (
+    b'data: {"choices":[{"index":0,"delta":{"content":"one"}}]}\n'
+    b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"length"}]}\n'
+)
+COUNTED = (
+    b'data: {"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}}\n'
+)
+
+
+@pytest.mark.parametrize("counted", [b"", COUNTED], ids=["uncounted", "counted"])
+@pytest.mark.parametrize("ending", ["cut", "hangs", "cut within a line", "no end mark"])
+def test_an_answer_that_has_ended_is_whole_however_its_stream_ends(
+    openai_compatible, monkeypatch, ending, counted
+):
+    monkeypatch.setattr(http, "TAIL_TIMEOUT_S", 0.05)
+    raw, lines = ENDED + counted, (ENDED + counted).count(b"\n")
+    reply = {
+        "cut": Reply(raw=raw, cut_after=lines),
+        "hangs": Reply(raw=raw + b"data: [DONE]\n", silent_after=lines),
+        "cut within a line": Reply(raw=raw + b'data: {"choi'),
+        "no end mark": Reply(raw=raw),
+    }[ending]
+    outcome = ask_double(openai_compatible, reply)
+    assert outcome.error is None
+    assert outcome.answer.text == "one"
+    assert outcome.answer.finish_reason == "length"
+    assert (outcome.answer.usage is not None) == bool(counted)
+
+
+def test_a_tail_that_trickles_has_one_limit_for_all_of_it(openai_compatible, monkeypatch):
+    monkeypatch.setattr(http, "TAIL_TIMEOUT_S", 0.1)
+    reply = Reply(raw=ENDED + b": still here\n", endless=True)
+    assert ask_double(openai_compatible, reply).answer.finish_reason == "length"
+    assert openai_compatible.double.left.get(timeout=5) == CHAT
+
+
 @pytest.mark.parametrize(
     ("record", "expected"),
     [
@@ -378,6 +415,10 @@ def test_what_was_read_before_a_failure_is_kept(openai_compatible, reply, expect
 def test_errors_inside_a_stream_are_mapped(openai_compatible, record, expected):
     raw = b"data: " + json.dumps(record).encode() + b"\n\n"
     assert type(ask_double(openai_compatible, Reply(raw=raw)).error) is expected
+
+
+def test_a_failure_without_a_body_keeps_none():
+    assert stream_error(StreamError("It ended.", code="upstream_cut"), account_name="a").body == ""
 
 
 def test_line_without_end_is_given_up(openai_compatible, monkeypatch):
@@ -503,19 +544,47 @@ def test_models_are_listed(openai_compatible):
     ("body", "expected"),
     [
         pytest.param({"models": [{"id": "a"}]}, [ModelInfo("a")], id="models"),
-        pytest.param([{"id": "a"}, {"name": "b"}, 3], [ModelInfo("a")], id="bare list"),
+        pytest.param([{"id": "a"}, 3, {"object": "model"}], [ModelInfo("a")], id="bare list"),
+        pytest.param(["a", "b"], [ModelInfo("a"), ModelInfo("b")], id="texts"),
+        pytest.param(
+            {"models": [{"name": "a", "size": 1}, {"model": "b"}, {"id": "", "name": "c"}]},
+            [
+                ModelInfo("a", details={"size": 1}),
+                ModelInfo("b"),
+                ModelInfo("c", details={"id": ""}),
+            ],
+            id="other names of the id",
+        ),
+        pytest.param(
+            {"data": [], "models": [{"name": "a"}]}, [ModelInfo("a")], id="two lists, one filled"
+        ),
         pytest.param(
             {"data": [{"id": "a", "owned_by": None, "meta": {"n_ctx_train": 4096}}]},
             [ModelInfo("a", context_length=4096, details={"meta": {"n_ctx_train": 4096}})],
             id="llama.cpp",
         ),
         pytest.param({"data": None}, [], id="empty"),
-        pytest.param({}, [], id="nothing"),
+        pytest.param({"data": []}, [], id="nothing"),
     ],
 )
 def test_odd_model_lists_are_read(openai_compatible, body, expected):
     openai_compatible.double.enqueue(Reply(body=body), path=MODELS)
     assert list_models(make_account(openai_compatible.url)) == expected
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param({}, id="no list"),
+        pytest.param({"items": [{"id": "a"}]}, id="a list elsewhere"),
+        pytest.param({"data": {"id": "a"}}, id="an object"),
+        pytest.param({"data": [3, {"title": "a"}, {"id": " "}]}, id="no usable entry"),
+    ],
+)
+def test_a_list_in_an_unknown_form_is_not_an_empty_one(openai_compatible, body):
+    openai_compatible.double.enqueue(Reply(body=body), path=MODELS)
+    with pytest.raises(UpstreamProtocolError, match="something else"):
+        list_models(make_account(openai_compatible.url))
 
 
 @pytest.mark.parametrize(
