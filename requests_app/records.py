@@ -84,6 +84,7 @@ _RESPONSE_BODY_FIELDS = (
     "request__model",
     "request__stream",
     "request__dialect",
+    "request__upstream_request",
     "request__created_at",
 )
 
@@ -242,6 +243,14 @@ def _upstream_request(
     )
 
 
+def _answering_model(row: Mapping[str, Any]) -> str:
+    """The model that the client was told: the one asked upstream, whatever alias named it."""
+    stored = json.loads_text(row["request__upstream_request"] or "{}")
+    request = stored.get("request") if isinstance(stored, dict) else None
+    model = request.get("model") if isinstance(request, dict) else None
+    return model if isinstance(model, str) else str(row["request__model"])
+
+
 def _openai_response(row: Mapping[str, Any]) -> JSONObject | None:
     """The answer, or the part of one that arrived, in the form of the client's protocol."""
     if row["reply__content"] is None:
@@ -261,7 +270,7 @@ def _openai_response(row: Mapping[str, Any]) -> JSONObject | None:
     if row["request__dialect"] == "completions":
         return openai_completions.completion(
             response_id=row["response_id"],
-            model=row["request__model"],
+            model=_answering_model(row),
             created=created,
             text=text_of(message),
             finish_reason=finish_reason,
@@ -269,7 +278,7 @@ def _openai_response(row: Mapping[str, Any]) -> JSONObject | None:
         )
     return openai_chat.completion(
         response_id=row["response_id"],
-        model=row["request__model"],
+        model=_answering_model(row),
         created=created,
         message=message,
         reasoning=row["reasoning"],

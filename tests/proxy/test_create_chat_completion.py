@@ -219,6 +219,16 @@ def test_any_text_survives(http, openai_compatible, text):
     assert '"temperature":1.0' in parameters
 
 
+def test_the_record_shows_the_answer_that_the_client_got(http):
+    body = {"model": "gpt-4o", "messages": HELLO}
+    answer = http.post("/v1/chat/completions", json=body).json()
+    assert answer["model"] == "qwen3-8b"
+    assert http.get(f"/v1/responses/{answer['id']}").json()["openai_response"] == answer
+    recorded = http.get("/v1/requests").json()["data"][0]
+    detail = http.get(f"/v1/requests/{recorded['request_id']}").json()
+    assert detail["openai_request"] == body
+
+
 def test_reasoning_comes_apart_and_is_recorded_apart(openai_client, openai_compatible):
     from tests.doubles.server import Reply
 
