@@ -14,7 +14,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, URLResolver, path, reverse
 
 from qwenproxy.proxy.discovery import Found, found
-from qwenproxy.schema.status import read_status
+from qwenproxy.schema.status import read_brief, read_overview
 
 # Headings and their models, by label; models that nobody listed come under the last one.
 _GROUPS = (
@@ -50,24 +50,29 @@ class GatewayAdminSite(AdminSite):
             _group(name, [models.pop(label) for label in labels if label in models])
             for name, labels in _GROUPS
         ]
-        groups[-1]["models"] += [*models.values(), _page("Migrations", "admin:migrations")]
+        groups[-1]["models"] += [_page("Migrations", "admin:migrations"), *models.values()]
         return [group for group in groups if group["models"]]
 
     def index(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> TemplateResponse:
-        schema = read_status()
+        schema = read_brief()
         # While migrations wait, tables of ours may not be there.
         discovered = discovered_upstreams() if schema.is_clean else []
         context = {"schema": schema, "discovered": discovered, **(extra_context or {})}
         return super().index(request, context)
 
     def migrations(self, request: HttpRequest) -> HttpResponse:
-        """Show which migrations are applied, and which wait; reads no table of ours."""
+        """Show where the schema stands and how it came there; changes nothing.
+
+        It works where tables of ours are missing.
+        """
         context = {
             **self.each_context(request),
             "title": "Migrations",
-            "schema": read_status(),
+            "schema": read_overview(),
+            # Errors quote data, and paths of backups are not for everyone.
+            "may_see_history": request.user.has_perm("schema.view_migrationevent"),
         }
         return TemplateResponse(request, "admin/migrations.html", context)
 
