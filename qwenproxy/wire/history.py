@@ -9,9 +9,12 @@ the record keeps the form that was seen first.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
+from typing import NamedTuple
+
+import orjson
 
 from qwenproxy.wire import json
 from qwenproxy.wire.json import JSONObject, JSONValue
@@ -25,8 +28,7 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING_PARTS = ("reasoning", "thinking", "redacted_thinking")
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(NamedTuple):
     """One message of a line, without the text it is stored as: only new messages are written."""
 
     digest: bytes
@@ -140,9 +142,72 @@ def split_system(
     return messages, []
 
 
+class _Memo:
+    """Digests of lines that were digested before, the last used kept, up to a number of bytes."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._lines: OrderedDict[bytes, bytes] = OrderedDict()
+
+    def get(self, key: bytes) -> bytes:
+        """The digests of a line, one after the other; empty where it is not known."""
+        found = self._lines.pop(key, b"")
+        if found:
+            self._lines[key] = found
+        return found
+
+    def put(self, key: bytes, digests: bytes) -> None:
+        if key not in self._lines:
+            self._lines[key] = digests
+            self._bytes += _ENTRY_BYTES + len(digests)
+        while self._lines and self._bytes > self._max_bytes:
+            _, dropped = self._lines.popitem(last=False)
+            self._bytes -= _ENTRY_BYTES + len(dropped)
+
+
+# Beside its digests: the key, its node and its place in the table.
+_ENTRY_BYTES = 300
+# Shorter lines are digested as fast as they are looked up.
+_MEMO_MESSAGES = 8
+_memo = _Memo(16 * 2**20)
+
+
 def chain(api_key_id: int, messages: Sequence[JSONObject]) -> list[Node]:
-    """Digest a line (without the system messages at its head), parents first."""
-    digest = root_digest(api_key_id)
+    """Digest a line (without the system messages at its head), parents first.
+
+    What stands above the last answer is the line of the turn before, nearly always with the same
+    bytes: its digests are remembered by these bytes.
+    """
+    answered = max(
+        (index for index, message in enumerate(messages) if message.get("role") == "assistant"),
+        default=0,
+    )
+    if answered < _MEMO_MESSAGES:
+        return _chain(root_digest(api_key_id), messages)
+    try:
+        above = orjson.dumps(messages[:answered])
+        below = orjson.dumps(messages[answered:])
+    except TypeError:
+        return _chain(root_digest(api_key_id), messages)
+    bytes_seen = sha256(b"%d:" % api_key_id)
+    # Without the bracket at its end, so that the line grows by appending.
+    bytes_seen.update(memoryview(above)[:-1])
+    known = _memo.get(bytes_seen.digest())
+    size = _DIGEST_BYTES + len(VERSION)
+    nodes = [
+        Node(known[at : at + size], message)
+        for at, message in zip(range(0, len(known), size), messages, strict=False)
+    ]
+    start = nodes[-1].digest if nodes else root_digest(api_key_id)
+    nodes += _chain(start, messages[len(nodes) :])
+    bytes_seen.update(b",")
+    bytes_seen.update(memoryview(below)[1:-1])
+    _memo.put(bytes_seen.digest(), b"".join(node.digest for node in nodes))
+    return nodes
+
+
+def _chain(digest: bytes, messages: Sequence[JSONObject]) -> list[Node]:
     nodes = []
     for message in messages:
         digest = message_digest(digest, message)

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from qwenproxy.wire import json
 from qwenproxy.wire.history import (
     VERSION,
+    _chain,
+    _Memo,
     chain,
     decode_content,
     digest_of,
@@ -285,3 +287,63 @@ def test_the_habits_may_be_combined():
     answers = [ANSWER, HABITS["nulls"][1], HABITS["space around an answer"][1]]
     lines = itertools.product(variants, answers)
     assert len({chain(1, line)[-1].digest for line in lines}) == 1
+
+
+def long_line(turns, *, first="Begin"):
+    line = [{"role": "user", "content": first}]
+    for number in range(turns):
+        call = {**CALL, "id": f"c{number}"}
+        line += [
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": f"c{number}", "content": "ok"},
+        ]
+    return line
+
+
+def test_a_line_that_grows_has_the_digests_that_it_has_alone():
+    # Twice: what was remembered the first time is used the second time.
+    for _ in range(2):
+        for turns in (3, 5, 6, 7, 7, 9, 20):
+            line = long_line(turns)
+            nodes = chain(1, line)
+            assert nodes == _chain(ROOT, line)
+            assert [node.message for node in nodes] == line
+
+
+@pytest.mark.parametrize("place", [0, 5, 11, 12])
+def test_a_changed_line_has_digests_of_its_own(place):
+    line = long_line(6)
+    chain(1, line)
+    changed = [dict(message) for message in line]
+    changed[place] |= {"content": "changed"}
+    changed += long_line(1)[1:]
+    assert chain(1, changed) == _chain(ROOT, changed)
+
+
+def test_remembered_digests_are_those_of_one_key():
+    longer = long_line(7)
+    chain(1, long_line(6))
+    assert chain(2, longer) == _chain(root_digest(2), longer)
+    assert not {n.digest for n in chain(1, longer)} & {n.digest for n in chain(2, longer)}
+
+
+@pytest.mark.parametrize("odd", ["\ud800", 2**70], ids=["surrogate", "long integer"])
+def test_what_the_fast_encoder_refuses_is_digested_all_the_same(odd):
+    line = long_line(6)
+    line[3] = {**line[3], "extra": odd}
+    for turns in (0, 1):
+        longer = line + long_line(turns)[1:]
+        assert chain(1, longer) == _chain(ROOT, longer)
+
+
+def test_the_memo_keeps_what_was_used_last_within_its_bytes():
+    memo = _Memo(1000)
+    memo.put(b"a", b"1" * 24)
+    memo.put(b"b", b"2" * 24)
+    memo.put(b"b", b"2" * 24)
+    assert memo.get(b"a")
+    memo.put(b"c", b"3" * 100)
+    memo.put(b"d", b"4" * 24)
+    assert [bool(memo.get(key)) for key in (b"a", b"b", b"c", b"d")] == [False, False, True, True]
+    memo.put(b"e", b"5" * 5000)
+    assert memo.get(b"e") == b""
