@@ -81,3 +81,30 @@ def test_what_is_not_json_is_refused(body):
 def test_sorted_keys_are_the_same_on_both_roads():
     assert json.dumps({"b": 1, "a": 2}, sort_keys=True) == b'{"a":2,"b":1}'
     assert json.dumps({"b": 10**30, "a": 2}, sort_keys=True) == b'{"a":2,"b":1' + b"0" * 30 + b"}"
+
+
+def nested(levels):
+    value = {}
+    for level in range(levels - 1):
+        value = [value] if level % 2 else {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("levels", [1, 2, 99, 100, 253])
+@pytest.mark.parametrize("beside", [1, 2**70, "\ud800"], ids=["small", "long integer", "surrogate"])
+def test_levels_are_counted_exactly(levels, beside):
+    assert not json.is_deeper({"a": beside, "b": nested(levels)}, levels + 1)
+    assert json.is_deeper({"a": beside, "b": nested(levels)}, levels)
+
+
+@pytest.mark.parametrize("levels", [300, 50_000])
+def test_levels_beyond_every_limit_are_counted(levels):
+    assert json.is_deeper(nested(levels), 100)
+
+
+@given(st.integers(0, 40), st.integers(17, 45), st.integers(0, 40))
+def test_a_long_integer_is_found_wherever_it_stands(before, digits, after):
+    number = int("9" * digits)
+    body = b" " * before + b"[%d]" % number + b" " * after
+    assert json.loads(body) == [number]
+    assert json.loads(b'{"a":"' + b"1" * before + b'","b":%d}' % number)["b"] == number
