@@ -20,6 +20,7 @@ _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _OWN = ("model", "messages", "prompt", "tools", "stream", "stream_options")
 # No real body comes near it; Python's own encoder ends at about 1,000.
 _MAX_DEPTH = 100
+_MAX_USER_CHARS = 512
 _COUNTS = ("max_tokens", "max_completion_tokens", "thinking_budget")
 _NUMBERS = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
 
@@ -97,22 +98,11 @@ def _object(raw: bytes) -> JSONObject:
         raise InvalidRequest(f"the body is not JSON: {exc}", code="invalid_json") from exc
     if not isinstance(sent, dict):
         raise InvalidRequest("the body must be a JSON object", code="invalid_json")
-    _check_depth(sent)
+    if json.is_deeper(sent, _MAX_DEPTH):
+        raise InvalidRequest(
+            f"the body is nested deeper than {_MAX_DEPTH} levels", code="invalid_json"
+        )
     return sent
-
-
-def _check_depth(sent: JSONObject) -> None:
-    level: list[JSONValue] = [sent]
-    for _ in range(_MAX_DEPTH):
-        level = [
-            value
-            for container in level
-            for value in (container.values() if isinstance(container, dict) else container)  # type: ignore[union-attr]  # only containers are kept
-            if isinstance(value, dict | list)
-        ]
-        if not level:
-            return
-    raise InvalidRequest(f"the body is nested deeper than {_MAX_DEPTH} levels", code="invalid_json")
 
 
 def _check_message(message: JSONObject, param: str) -> None:
@@ -129,7 +119,8 @@ def _check_message(message: JSONObject, param: str) -> None:
         _check_calls(calls, f"{param}.tool_calls")
     if content is None and role in ("system", "developer", "user"):
         raise InvalidRequest(f"{param}.content is missing", param=f"{param}.content")
-    if role == "tool" and not isinstance(message.get("tool_call_id"), str):
+    call_id = message.get("tool_call_id")
+    if role == "tool" and (not isinstance(call_id, str) or not call_id):
         raise InvalidRequest(
             f"{param}.tool_call_id must name the call that the message answers",
             param=f"{param}.tool_call_id",
@@ -187,16 +178,38 @@ def _check_common(body: Body) -> None:
     if len(body.model) > 200:
         raise InvalidRequest("model must be at most 200 characters", param="model")
     body.user = _text(sent, "user")
+    if body.user is not None and len(body.user) > _MAX_USER_CHARS:
+        raise InvalidRequest(f"user must be at most {_MAX_USER_CHARS} characters", param="user")
     stream = sent.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise InvalidRequest("stream must be true or false", param="stream")
     body.stream = bool(stream)
-    options = sent.get("stream_options")
-    if options is not None and not isinstance(options, dict):
-        raise InvalidRequest("stream_options must be an object", param="stream_options")
-    body.include_usage = bool(options and options.get("include_usage"))
+    body.include_usage = _include_usage(sent)
     if sent.get("n") not in (None, 1):
         raise InvalidRequest("n must be 1: one answer a request", param="n")
+    for name in ("logprobs", "top_logprobs"):
+        if sent.get(name):
+            raise InvalidRequest(f"{name}: log probabilities are not carried", param=name)
+    _check_numbers(sent)
+    body.parameters = {name: value for name, value in sent.items() if name not in _OWN}
+
+
+def _include_usage(sent: JSONObject) -> bool:
+    options = sent.get("stream_options")
+    if options is None:
+        return False
+    if not isinstance(options, dict):
+        raise InvalidRequest("stream_options must be an object", param="stream_options")
+    asked = options.get("include_usage")
+    if asked is not None and not isinstance(asked, bool):
+        raise InvalidRequest(
+            "stream_options.include_usage must be true or false",
+            param="stream_options.include_usage",
+        )
+    return bool(asked)
+
+
+def _check_numbers(sent: JSONObject) -> None:
     for name in _COUNTS:
         value = sent.get(name)
         if value is not None and (
@@ -207,7 +220,6 @@ def _check_common(body: Body) -> None:
         value = sent.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise InvalidRequest(f"{name} must be a number", param=name)
-    body.parameters = {name: value for name, value in sent.items() if name not in _OWN}
 
 
 def _text(sent: JSONObject, name: str) -> str | None:

@@ -142,6 +142,19 @@ def test_an_unknown_history_is_imported_whole(openai_client):
         pytest.param({"messages": HELLO, "stream": "yes"}, "stream", id="stream"),
         pytest.param({"messages": HELLO, "tools": {}}, "tools", id="tools"),
         pytest.param({"messages": HELLO, "model": 4}, "model", id="model"),
+        pytest.param(
+            {"messages": [{"role": "tool", "tool_call_id": "", "content": "x"}]},
+            "messages.0.tool_call_id",
+            id="tool-empty",
+        ),
+        pytest.param(
+            {"messages": HELLO, "stream_options": {"include_usage": "yes"}},
+            "stream_options.include_usage",
+            id="include-usage",
+        ),
+        pytest.param({"messages": HELLO, "user": "u" * 513}, "user", id="user"),
+        pytest.param({"messages": HELLO, "logprobs": True}, "logprobs", id="logprobs"),
+        pytest.param({"messages": HELLO, "top_logprobs": 2}, "top_logprobs", id="top-logprobs"),
     ],
 )
 def test_a_wrong_body_is_refused_naming_the_field_and_leaves_nothing(http, body, param):
@@ -150,6 +163,20 @@ def test_a_wrong_body_is_refused_naming_the_field_and_leaves_nothing(http, body,
     error = answer.json()["error"]
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
     assert Request.objects.count() == Session.objects.count() == Message.objects.count() == 0
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"logprobs": False, "top_logprobs": None},
+        {"user": "u" * 512},
+        {"stream_options": {"include_usage": None}},
+    ],
+    ids=["no-logprobs", "long-user", "null-usage"],
+)
+def test_what_asks_for_nothing_more_is_served(http, fields):
+    body = {"model": "qwen3-8b", "messages": HELLO, **fields}
+    assert http.post("/v1/chat/completions", json=body).status_code == 200
 
 
 @pytest.mark.parametrize(
