@@ -31,13 +31,6 @@ _INSTRUCTIONS_BETWEEN_CHECKS = 20_000
 # A kept connection to a server may have died while it was idle: from this age on it is asked first.
 _TRUSTED_IDLE_S = 5.0
 
-# SQLite's primary result codes (https://sqlite.org/rescode.html) that speak of the file, not of the
-# statement: BUSY, LOCKED, READONLY, IOERR, FULL, CANTOPEN, PROTOCOL.
-_SQLITE_RETRYABLE = frozenset({5, 6, 8, 10, 13, 14, 15})
-# PostgreSQL's codes and classes of codes: connection, resources, shutdown and crash, system; then
-# serialization failure, deadlock, lock not available.
-_SQLSTATE_RETRYABLE = ("08", "53", "57P", "58", "40001", "40P01", "55P03")
-
 
 class _ThreadState(threading.local):
     # The driver's connection that has its time limit installed.
@@ -156,21 +149,3 @@ def is_connection_error(exc: BaseException) -> bool:
     return any(
         base.__name__ in ("OperationalError", "InterfaceError") for base in type(exc).__mro__
     )
-
-
-def is_retryable(exc: BaseException) -> bool:
-    """Tell whether the same transaction may succeed later: the database failed, not the data.
-
-    That is: locked, full, connection lost, deadlock, serialization failure, shutdown. A statement that
-    took too long is not. Takes Django's errors and the drivers' own.
-    """
-    for error in (exc, exc.__cause__):
-        sqlite_code = getattr(error, "sqlite_errorcode", None)
-        if sqlite_code is not None:
-            # The low byte is the primary code.
-            return sqlite_code & 0xFF in _SQLITE_RETRYABLE
-        sqlstate = getattr(error, "sqlstate", None)
-        if sqlstate is not None:
-            return str(sqlstate).startswith(_SQLSTATE_RETRYABLE)
-    # Without a code the driver itself noticed it: the connection is gone.
-    return is_connection_error(exc)

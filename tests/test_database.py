@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 import threading
 
 import pytest
 from django.contrib.auth.models import Group
-from django.db import DatabaseError, IntegrityError, InterfaceError, OperationalError, connection
+from django.db import IntegrityError, InterfaceError, OperationalError, connection
 
 from qwenproxy import database
-from qwenproxy.database import close_pool, is_connection_error, is_retryable, run_in_db
+from qwenproxy.database import close_pool, is_connection_error, run_in_db
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -75,9 +74,8 @@ def test_calls_run_beside_each_other_up_to_the_number_of_threads():
 
 def test_a_statement_that_takes_too_long_is_ended(monkeypatch):
     monkeypatch.setattr(database, "STATEMENT_TIMEOUT_S", 0.1)
-    with pytest.raises(OperationalError) as error:
+    with pytest.raises(OperationalError):
         asyncio.run(run_in_db(count_slowly))
-    assert not is_retryable(error.value)
 
 
 def test_after_a_late_statement_the_pool_works(monkeypatch):
@@ -180,56 +178,6 @@ def test_a_cancelled_caller_leaves_the_pool_usable():
     assert asyncio.run(cancel()) == 0
 
 
-def sqlite_error(code, message="from the driver"):
-    cause = sqlite3.OperationalError(message)
-    cause.sqlite_errorcode = code
-    return cause
-
-
-def wrapped(cause, kind=OperationalError):
-    error = kind(str(cause))
-    error.__cause__ = cause
-    return error
-
-
-class ServerError(Exception):
-    def __init__(self, sqlstate):
-        super().__init__(sqlstate)
-        self.sqlstate = sqlstate
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        pytest.param(wrapped(sqlite_error(sqlite3.SQLITE_BUSY)), True, id="locked"),
-        pytest.param(wrapped(sqlite_error(sqlite3.SQLITE_BUSY_SNAPSHOT)), True, id="extended-code"),
-        pytest.param(sqlite_error(sqlite3.SQLITE_FULL), True, id="full, bare from the driver"),
-        pytest.param(wrapped(sqlite_error(sqlite3.SQLITE_IOERR_WRITE)), True, id="disk"),
-        pytest.param(wrapped(sqlite_error(sqlite3.SQLITE_INTERRUPT)), False, id="took too long"),
-        pytest.param(wrapped(sqlite_error(sqlite3.SQLITE_ERROR)), False, id="no such table"),
-        pytest.param(
-            wrapped(sqlite_error(sqlite3.SQLITE_CONSTRAINT), IntegrityError), False, id="constraint"
-        ),
-        pytest.param(wrapped(ServerError("40P01")), True, id="deadlock"),
-        pytest.param(wrapped(ServerError("40001")), True, id="serialization"),
-        pytest.param(wrapped(ServerError("57P01")), True, id="shutdown"),
-        pytest.param(wrapped(ServerError("08006")), True, id="connection failure"),
-        pytest.param(wrapped(ServerError("53100")), True, id="server's disk is full"),
-        pytest.param(wrapped(ServerError("57014")), False, id="statement timeout"),
-        pytest.param(wrapped(ServerError("23505"), IntegrityError), False, id="unique"),
-        pytest.param(wrapped(ServerError("42P01"), DatabaseError), False, id="undefined table"),
-        pytest.param(
-            OperationalError("server closed the connection"), True, id="noticed by driver"
-        ),
-        pytest.param(InterfaceError("connection already closed"), True, id="closed"),
-        pytest.param(IntegrityError("null"), False, id="data without a code"),
-        pytest.param(ValueError("no"), False, id="not the database's"),
-    ],
-)
-def test_retryable_is_what_the_database_and_not_the_data_caused(error, expected):
-    assert is_retryable(error) is expected
-
-
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -242,16 +190,3 @@ def test_retryable_is_what_the_database_and_not_the_data_caused(error, expected)
 )
 def test_connection_errors_are_told_by_their_class(error, expected):
     assert is_connection_error(error) is expected
-
-
-def test_a_real_lock_is_retryable(settings, tmp_path):
-    path = os.fspath(tmp_path / "locked.sqlite3")
-    holder, other = sqlite3.connect(path), sqlite3.connect(path, timeout=0)
-    try:
-        holder.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(sqlite3.OperationalError) as error:
-            other.execute("CREATE TABLE t (x)")
-    finally:
-        holder.close()
-        other.close()
-    assert is_retryable(error.value)
