@@ -15,15 +15,17 @@ from typing import Any
 from django.conf import settings
 from django.core.exceptions import DisallowedHost
 from django.core.handlers.asgi import ASGIRequest
+from django.db import Error as DatabaseError
 from django.http import Http404, HttpResponse
 from django.http.response import HttpResponseBase
-from django.urls import get_resolver
+from django.urls import ResolverMatch, get_resolver
 
 from qwenproxy.errors import (
     BodyTooLarge,
     GatewayError,
     InvalidRequest,
     NotFound,
+    RecorderUnavailable,
     error_headers,
     to_openai_error,
 )
@@ -35,7 +37,8 @@ logger = logging.getLogger(__name__)
 
 _EXPOSED = "x-request-id, x-session-id, retry-after"
 # A body over the limit is read to its end before it is refused, up to this many times the limit:
-# clients that send all before they read would see a reset in place of the answer.
+# clients that send all before they read would see a reset in place of the answer. One that says it is
+# larger is refused at once.
 _DISCARD_FACTOR = 4
 
 
@@ -59,6 +62,8 @@ class LeanHandler:
         self._resolver = get_resolver()
         self._cors = _cors_origins(settings.CORS_ORIGINS)
         self._known_hosts: set[bytes] = set()
+        # Of paths without parameters, so no more than there are routes.
+        self._matches: dict[str, ResolverMatch] = {}
 
     async def __call__(
         self, scope: dict[str, Any], receive: Receive, send: Send, gateway: Gateway | None
@@ -75,6 +80,10 @@ class LeanHandler:
             if isinstance(error, BodyTooLarge):
                 # What is left of the body would be read as the next request.
                 response["Connection"] = "close"
+        except DatabaseError as exc:
+            # One line each: while it is down, every request ends here.
+            logger.error("%s %s: the database failed: %s", scope["method"], scope["path"], exc)
+            response = error_response(RecorderUnavailable("the database does not answer"))
         except Exception:
             # The last handler: a fault of ours is logged, and the client hears no more than that.
             logger.exception("request failed: %s %s", scope["method"], scope["path"])
@@ -86,6 +95,8 @@ class LeanHandler:
 
     async def _read_body(self, scope: dict[str, Any], receive: Receive) -> bytes:
         limit = settings.MAX_BODY_BYTES
+        if _content_length(scope) > limit * _DISCARD_FACTOR:
+            raise _too_large(limit)
         pieces: list[bytes] = []
         size = 0
         while True:
@@ -101,9 +112,7 @@ class LeanHandler:
             if not message.get("more_body") or size > limit * _DISCARD_FACTOR:
                 break
         if size > limit:
-            raise BodyTooLarge(
-                f"the body has more than {limit} bytes (QWENPROXY_MAX_BODY_MB sets the limit)"
-            )
+            raise _too_large(limit)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def _respond(self, request: LeanRequest) -> HttpResponseBase:
@@ -112,7 +121,7 @@ class LeanHandler:
             return HttpResponse(status=204)
         response: HttpResponseBase
         try:
-            match = request.resolver_match = self._resolver.resolve(request.path_info)
+            match = request.resolver_match = self._resolve(request.path_info)
             response = await match.func(request, *match.args, **match.kwargs)
         except Http404:
             return error_response(NotFound(f"there is no {request.path}", code="unknown_url"))
@@ -123,6 +132,14 @@ class LeanHandler:
             refused["Allow"] = response.headers.get("Allow", "")
             return refused
         return response
+
+    def _resolve(self, path: str) -> ResolverMatch:
+        match = self._matches.get(path)
+        if match is None:
+            match = self._resolver.resolve(path)
+            if not match.args and not match.kwargs:
+                self._matches[path] = match
+        return match
 
     def _check_host(self, request: LeanRequest) -> None:
         host = request.META.get("HTTP_HOST", "").encode("latin-1", "replace")
@@ -159,6 +176,17 @@ class LeanHandler:
             headers["Access-Control-Allow-Headers"] = asked.decode("latin-1")
             headers["Access-Control-Max-Age"] = "86400"
         return headers
+
+
+def _content_length(scope: dict[str, Any]) -> int:
+    value = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+    return int(value) if value.isdigit() else 0
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"the body has more than {limit} bytes (QWENPROXY_MAX_BODY_MB sets the limit)"
+    )
 
 
 def _cors_origins(origins: Sequence[str]) -> frozenset[str] | None:

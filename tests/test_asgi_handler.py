@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from django.db import OperationalError
 
 from tests.conftest import NO_TLS
 from tests.doubles.server import serve_in_thread
@@ -86,6 +87,21 @@ def test_a_fault_of_ours_is_500_in_json_without_a_word_about_it(http, monkeypatc
     assert answer.status_code == 500
     assert error_of(answer)["message"] == "internal error"
     assert "secret" not in answer.text
+
+
+def test_a_database_that_fails_is_503_and_one_line_of_the_log(http, monkeypatch, caplog):
+    from qwenproxy.proxy.routing import Routing
+
+    async def fail(self):
+        raise OperationalError("disk I/O error")
+
+    monkeypatch.setattr(Routing, "models", fail)
+    answer = http.get("/v1/models")
+    assert answer.status_code == 503
+    assert error_of(answer)["code"] == "recorder_unavailable"
+    assert "disk" not in answer.text
+    (record,) = [r for r in caplog.records if "disk I/O error" in r.getMessage()]
+    assert record.exc_info is None
 
 
 # CORS.
@@ -185,6 +201,18 @@ def test_a_body_over_the_limit_is_413(limit, http, form, factor):
     assert answer.headers["connection"] == "close"
     # The next request has a connection of its own and works.
     assert http.get("/v1/models").status_code == 200
+
+
+def test_a_body_that_says_it_is_far_too_large_is_refused_before_it_comes(limit, gateway_url):
+    parts = urlsplit(gateway_url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=5) as client:
+        client.sendall(
+            f"POST {CHAT} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {limit * 4 + 1}\r\n\r\n".encode()
+        )
+        answer = b"".join(iter(lambda: client.recv(10_000), b""))
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"connection: close" in answer.lower()
+    assert b"body_too_large" in answer
 
 
 def test_what_is_no_http_is_refused_and_the_next_is_served(gateway_url, http):
