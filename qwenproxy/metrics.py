@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -47,13 +49,19 @@ def observe_turn(
     completion_tokens: int,
 ) -> None:
     """Count a turn that ended."""
-    DURATION.labels(model, status).observe(duration_s)
+    _duration(model, status).observe(duration_s)
     if ttft_s is not None:
-        TIME_TO_FIRST_TOKEN.labels(model).observe(ttft_s)
+        _time_to_first_token(model).observe(ttft_s)
     if prompt_tokens:
-        TOKENS.labels(model, "input").inc(prompt_tokens)
+        _tokens(model, "input").inc(prompt_tokens)
     if completion_tokens:
-        TOKENS.labels(model, "output").inc(completion_tokens)
+        _tokens(model, "output").inc(completion_tokens)
+
+
+# Finding a metric's child by its labels costs more than counting does.
+_duration = lru_cache(maxsize=256)(DURATION.labels)
+_time_to_first_token = lru_cache(maxsize=256)(TIME_TO_FIRST_TOKEN.labels)
+_tokens = lru_cache(maxsize=256)(TOKENS.labels)
 
 
 def exposition() -> bytes:
