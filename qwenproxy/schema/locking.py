@@ -92,7 +92,9 @@ def _advisory_lock(connection: BaseDatabaseWrapper, attempts: Iterator[None]) ->
         if _one(cursor, "SELECT pg_backend_pid()") != _one(cursor, "SELECT pg_backend_pid()"):
             raise Refused(
                 "The connection goes through a pool that changes servers between statements, where "
-                "no lock holds. Set QWENPROXY_MIGRATE_DATABASE_URL to PostgreSQL itself."
+                "no lock holds. Nothing was changed. Run `manage.py migrate` with a DATABASE_URL "
+                "that names PostgreSQL itself; QWENPROXY_MIGRATE_ON_START=check makes the gateway, "
+                "behind its pool, wait for that."
             )
         key = [_ADVISORY_CLASS, _signed(zlib.crc32(_one(cursor, "SHOW search_path").encode()))]
         for _ in attempts:
