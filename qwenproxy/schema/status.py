@@ -266,20 +266,22 @@ def _run(events: list[dict[str, Any]]) -> RunStatus:
     actions = list(dict.fromkeys(row["action"] for row in main))
     names = [f"{row['app']}.{row['name']}" if row["app"] else row["name"] for row in main]
     of_apps = [row for row in main if row["app"]]
-    count = f"{len(of_apps)} " if of_apps else ""
     statuses = [row["status"] for row in events]
     worst = ("failed", "interrupted", "started")
+    status = next((status for status in worst if status in statuses), "ok")
+    words = ", ".join(_WORDS.get(action, action) for action in actions)
+    count = f"{len(of_apps)} " if of_apps else ""
     return RunStatus(
         run=str(first["run"]),
         at=first["at"],
         actor=f"{first.get('actor', '')}@{first.get('host', '')}",
         source=first.get("source", ""),
         app_version=first.get("app_version", ""),
-        what=count + ", ".join(_WORDS.get(action, action) for action in actions),
+        what=f"{count}{'' if status == 'ok' else 'to be '}{words}",
         first=names[0],
         last=names[-1],
         ms=sum(row.get("ms") or 0 for row in events),
-        status=next((status for status in worst if status in statuses), "ok"),
+        status=status,
         backup=next((row["backup"] for row in events if row.get("backup")), ""),
         error=next((row["error"] for row in events if row["status"] == "failed"), ""),
     )

@@ -77,7 +77,7 @@ def test_failed_held_and_edited_migrations(migrated):
         assert line in text
     assert "shop.0003_bad 1 statement" in text
     assert "INSERT INTO nowhere" in text
-    assert "failed 2 applied shop.0002_held shop.0003_bad" in text
+    assert "failed 2 to be applied shop.0002_held shop.0003_bad" in text
     assert "ok 1 rolled back shop.0002_held" in text
     assert re.search(r"Backups .* qwen-\S+-shop.0002.sqlite3 [\d.]+.KB", text)
 
