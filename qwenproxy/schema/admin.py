@@ -26,7 +26,7 @@ else:
 
 @admin.register(MigrationEvent)
 class MigrationEventAdmin(ModelAdmin):
-    list_display = ("time", "result", "action", "migration", "took", "who", "of_run")
+    list_display = ("time", "result", "migration", "took", "who", "of_run")
     list_display_links = ("time", "migration")
     list_filter = ("action", "status", "source", "app")
     search_fields = ("app", "name", "actor", "host", "error")
@@ -39,11 +39,12 @@ class MigrationEventAdmin(ModelAdmin):
 
     @admin.display(description="time (UTC)")
     def time(self, event: MigrationEvent) -> str:
-        return event.at.strftime("%Y-%m-%d %H:%M:%S")
+        return event.at.strftime("%Y-%m-%d %H:%M")
 
     @admin.display(description="result")
     def result(self, event: MigrationEvent) -> SafeString:
-        return format_html('<span class="pill pill-{0}">{0}</span>', event.status)
+        words = event.action if event.status == "ok" else f"{event.action} {event.status}"
+        return format_html('<span class="pill pill-{}">{}</span>', event.status, words)
 
     @admin.display(description="migration or file")
     def migration(self, event: MigrationEvent) -> str:
