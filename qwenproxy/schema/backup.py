@@ -61,6 +61,15 @@ def size_bytes(connection: BaseDatabaseWrapper) -> int:
     return total
 
 
+def is_beside(connection: BaseDatabaseWrapper) -> bool:
+    """Whether backups go to the disk that the database is on."""
+    folder = directory(connection).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    data = Path(str(connection.settings_dict["NAME"])).absolute().parent
+    return folder.stat().st_dev == data.stat().st_dev
+
+
 def make(connection: BaseDatabaseWrapper, label: str, *, to: Path | None = None) -> Path:
     """Back the database up and return the file; call with the migration lock held.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 
 from django.apps.registry import Apps
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -12,12 +14,15 @@ from django.db.migrations import operations as ops
 from django.utils import timezone
 
 from qwenproxy import __version__
+from qwenproxy.schema import backup, plan
 from qwenproxy.schema.history import History
 from qwenproxy.schema.models import MigrationEvent
 from qwenproxy.schema.refusals import MigrationFailed, Refused
 
 _FAILURES = 2
 _WITHIN = timedelta(hours=1)
+
+Plan = Sequence[tuple[Migration, bool]]
 
 
 def refuse_failing_again(history: History, events: Sequence[MigrationEvent]) -> None:
@@ -45,16 +50,14 @@ def refuse_failing_again(history: History, events: Sequence[MigrationEvent]) -> 
         )
 
 
-def refuse_data_loss(
-    connection: BaseDatabaseWrapper, plan: Sequence[tuple[Migration, bool]], apps: Apps
-) -> None:
+def refuse_data_loss(connection: BaseDatabaseWrapper, steps: Plan, apps: Apps) -> None:
     """
     Raises:
         Refused: an upgrade would drop columns or tables that hold rows; `apps` is from before it.
     """
     losses = []
     renamed: dict[tuple[str, str], str] = {}
-    for migration, backwards in plan:
+    for migration, backwards in steps:
         if backwards:
             # Going back is asked for by name.
             continue
@@ -76,6 +79,43 @@ def refuse_data_loss(
             f"This upgrade drops data ({'; '.join(losses)}). Nothing was changed. Make sure that "
             "it is not needed any more, then run: manage.py migrate --allow-unsafe"
         )
+
+
+def refuse_short_space(connection: BaseDatabaseWrapper, steps: Plan, backup_bytes: int) -> None:
+    """Look for the room that rewritten tables and the backup, of `backup_bytes` or 0, will take.
+
+    Raises:
+        Refused: SQLite's disk, or that of the backups, has less.
+    """
+    if connection.vendor != "sqlite":
+        # The server's disks cannot be seen from here.
+        return
+    folder = Path(str(connection.settings_dict["NAME"])).absolute().parent
+    free = shutil.disk_usage(folder).free
+    operations = sum(len(migration.operations) for migration, _ in steps)
+    # Nothing rewrites more than everything each time; the plan's own figure takes longer.
+    most = plan.WAL_FACTOR * backup.size_bytes(connection) * operations
+    if free >= backup_bytes + most:
+        return
+    # What cannot be undone has no SQL, and fails by itself.
+    known = [
+        (migration, backwards)
+        for migration, backwards in steps
+        if not backwards or all(operation.reversible for operation in migration.operations)
+    ]
+    rewritten = int(str(plan.describe(connection, known)["disk_bytes"]))
+    if backup_bytes and backup.is_beside(connection):
+        rewritten += backup_bytes
+    if free < rewritten:
+        raise Refused(
+            f"This takes {_mb(rewritten)} in {folder} for a time, and {_mb(free)} are free. "
+            "Nothing was changed. Make room, or let the backup go to another disk: "
+            "QWENPROXY_MIGRATE_BACKUP_DIR."
+        )
+
+
+def _mb(size: int) -> str:
+    return f"{size / 2**20:.1f} MB"
 
 
 def _has_rows(connection: BaseDatabaseWrapper, apps: Apps, label: str, model: str) -> bool:

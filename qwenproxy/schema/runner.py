@@ -350,13 +350,20 @@ class Run:
             preflight.refuse_failing_again(self._history, events)
         if not self._options.allow_unsafe and not settings.DEBUG:
             preflight.refuse_data_loss(self._connection, plan, apps)
-        self._back_up(plan)
+        backs_up = self._backs_up()
+        size = backup.size_bytes(self._connection) if backs_up else 0
+        preflight.refuse_short_space(self._connection, plan, size)
+        if backs_up:
+            self._back_up(plan)
+
+    def _backs_up(self) -> bool:
+        if self._connection.vendor != "sqlite" or self._options.backup == "never":
+            return False
+        if self.backup_path:
+            return False
+        return bool(MigrationRecorder(self._connection).applied_migrations())
 
     def _back_up(self, plan: Plan) -> None:
-        if self._connection.vendor != "sqlite" or self._options.backup == "never":
-            return
-        if self.backup_path or not MigrationRecorder(self._connection).applied_migrations():
-            return
         first = plan[0][0]
         path = backup.make(self._connection, f"{first.app_label}.{first.name[:4]}")
         self.backup_path = str(path)
