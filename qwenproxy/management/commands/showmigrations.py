@@ -8,9 +8,12 @@ import orjson
 from django.core.management.base import CommandParser
 from django.core.management.commands import showmigrations
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
-from qwenproxy.schema import report
+from qwenproxy.schema import report, verify
 from qwenproxy.schema.history import History
+from qwenproxy.schema.refusals import SchemaChanged
+from qwenproxy.schema.state import read_state, refuse_ahead
 
 _STYLES = {"applied": "SUCCESS", "pending": "NOTICE", "failed": "ERROR", "changed": "WARNING"}
 
@@ -25,13 +28,18 @@ class Command(showmigrations.Command):
             "--history", nargs="?", type=int, const=20, metavar="N", help="the last N events (20)"
         )
         parser.add_argument(
+            "--verify",
+            action="store_true",
+            help="compare the tables with the migrations; exit 5 where they differ",
+        )
+        parser.add_argument(
             "--check",
             action="store_true",
             help="exit 3 where something is pending, 4 where the database is ahead, 5 on drift",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        ours = ("status", "json", "deps", "history", "check")
+        ours = ("status", "json", "deps", "history", "verify", "check")
         if not any(options[name] for name in ours):
             super().handle(*args, **options)
             return
@@ -40,6 +48,9 @@ class Command(showmigrations.Command):
             if options["history"]:
                 self._show_history(History(connection), options["history"])
                 return
+            if options["verify"]:
+                self._verify(connection, is_json=options["json"])
+                return
             document = report.build(connection)
         if options["json"]:
             self.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
@@ -47,6 +58,26 @@ class Command(showmigrations.Command):
             self._show(document, options["app_label"], deps=options["deps"])
         if options["check"]:
             report.check(document)
+
+    def _verify(self, connection: BaseDatabaseWrapper, *, is_json: bool) -> None:
+        # The tables of a newer version are for that version to judge.
+        now = read_state(connection.alias)
+        refuse_ahead(now, connection.alias)
+        found = verify.differences(connection)
+        if is_json:
+            document = {"version": 1, "differences": found}
+            self.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+        else:
+            for one in found:
+                self.stdout.write(f"{one.table}: {one.what}".removeprefix(": "), self.style.ERROR)
+                self.stdout.write("\n".join(f"    {line}" for line in one.mend))
+        if found:
+            raise SchemaChanged(
+                f"{len(found)} differences between the tables and the migrations. Nothing was "
+                "changed; each is told above with what would mend it."
+            )
+        if not is_json:
+            self.stdout.write("The tables are what the migrations say.")
 
     def _show(self, document: dict[str, Any], labels: list[str], *, deps: bool) -> None:
         counts = {
