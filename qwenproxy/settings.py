@@ -297,7 +297,6 @@ INSTALLED_APPS = [
 # For the admin alone: /v1 runs on asgi_handler with an empty middleware list.
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
-    "servestatic.middleware.ServeStaticMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -335,9 +334,6 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 STATIC_URL = "static/"
 STATICFILES_DIRS = [BASE_DIR / "qwenproxy" / "static"]
-# Served from the packages themselves: there is no collectstatic step to forget.
-SERVESTATIC_USE_FINDERS = True
-SERVESTATIC_AUTOREFRESH = False
 APPEND_SLASH = True
 X_FRAME_OPTIONS = "DENY"
 SESSION_COOKIE_NAME = "qwenproxy_session"

@@ -76,10 +76,10 @@ def admin_key(transactional_db) -> str:
 
 
 @functools.cache
-def _django_handler():
-    from django.core.asgi import get_asgi_application
+def _stock_application():
+    from qwenproxy.asgi import stock_application
 
-    return get_asgi_application()
+    return stock_application()
 
 
 @pytest.fixture
@@ -87,7 +87,8 @@ def make_application(transactional_db, settings, monkeypatch):
     """The application's class; all of them share Django's handler, which reads every static file."""
     from qwenproxy import asgi
 
-    monkeypatch.setattr(asgi, "get_asgi_application", _django_handler)
+    stock = _stock_application()
+    monkeypatch.setattr(asgi, "stock_application", lambda: stock)
     return asgi.Application
 
 
