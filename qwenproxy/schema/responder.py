@@ -33,6 +33,7 @@ _HEAD_BYTES = 64 * 1024
 _CLIENT_TIMEOUT_S = 5.0
 _GRACE_S = 1.0
 _SETTLE_S = 0.05
+_INTERRUPT_EVERY_S = 0.5
 _ALIVE = ("/healthz", "/health")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -88,8 +89,9 @@ class Responder:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
+        listener = self._listener.dup()
         server = await asyncio.start_server(
-            self._accept, sock=self._listener.dup(), limit=_HEAD_BYTES, backlog=2048
+            self._accept, sock=listener, limit=_HEAD_BYTES, backlog=2048
         )
         if sys.platform != "win32":
             self._loop.add_reader(self._wakeup, self._interrupt)
@@ -97,9 +99,11 @@ class Responder:
         telling = asyncio.create_task(self._tell())
         await self._stop.wait()
         telling.cancel()
-        server.close()
-        # What this loop has accepted just now has no task yet.
+        # First no more is accepted: a connection that was, and has no task yet, would be lost with the
+        # server that it belongs to, and its client would wait for ever.
+        self._loop.remove_reader(listener)
         await asyncio.sleep(_SETTLE_S)
+        server.close()
         if self._answers:
             await asyncio.wait(self._answers, timeout=_GRACE_S)
 
@@ -118,6 +122,13 @@ class Responder:
     def _interrupt(self) -> None:
         with contextlib.suppress(OSError):
             self._wakeup.recv(64)
+        self._break_off(self._progress.statement)
+
+    def _break_off(self, statement: str) -> None:
+        if statement is not self._progress.statement or self._loop is None:
+            return
+        # Again while it is the same one: an interruption that comes just before a statement is lost.
+        self._loop.call_later(_INTERRUPT_EVERY_S, self._break_off, statement)
         raw = self._wrapper.connection
         # Between two statements there is nothing to break off.
         with contextlib.suppress(sqlite3.Error, psycopg.Error):
