@@ -124,11 +124,13 @@ def test_a_killed_restore_leaves_the_old_data_or_the_backup(migrated):
     fill(migrated, 500)
     migrated.query("CREATE TABLE ballast AS SELECT zeroblob(20000000) AS bytes")
     assert migrated.run("dbbackup").returncode == 0
-    [backup] = backups(migrated)
+    # Every restore makes a backup; kept among those, this one would go with the oldest.
+    [made] = backups(migrated)
+    backup = made.rename(made.parent.parent / "kept.sqlite3")
     fill(migrated, 400)
     seen = set()
     for delay in [0.8 + 0.06 * step for step in range(20)]:
-        process = migrated.start("dbrestore", backup.name, "--yes")
+        process = migrated.start("dbrestore", str(backup), "--yes")
         time.sleep(delay)
         process.kill()
         process.communicate()
@@ -139,6 +141,6 @@ def test_a_killed_restore_leaves_the_old_data_or_the_backup(migrated):
         if rows == 500:
             fill(migrated, 400)
     assert 900 in seen
-    assert migrated.run("dbrestore", backup.name, "--yes").returncode == 0
+    assert migrated.run("dbrestore", str(backup), "--yes").returncode == 0
     assert migrated.query("SELECT count(*) FROM filled") == [(500,)]
-    assert not list(backup.parent.glob(".tmp-*"))
+    assert not list(made.parent.glob(".tmp-*"))
