@@ -67,6 +67,8 @@ class Request(models.Model):
         UpstreamAccount, null=True, on_delete=models.SET_NULL, db_index=False
     )
     created_at = models.DateTimeField()
+    # What was kept of the content: the key's setting when the request came (`access.models.Recorded`).
+    recorded = models.CharField(max_length=12, default="everything", db_default="everything")
     # SHA-256 of the text that went upstream.
     upstream_text_digest = models.BinaryField(max_length=32, null=True)
     # Long texts last, here and in Response: lists read only the columns before them.
@@ -76,6 +78,8 @@ class Request(models.Model):
     attempts = models.TextField(default="[]")
     # Compact JSON of the call without its text.
     upstream_request = models.TextField(default="")
+    # Compact JSON object of the headers that QWENPROXY_RECORD_HEADERS names; empty: none.
+    headers = models.TextField(default="", db_default="")
 
     class Meta:
         indexes: ClassVar = [

@@ -27,7 +27,7 @@ from django.utils import timezone
 from ninja.security.base import AuthBase
 
 from qwenproxy.access.keys import hash_api_key, is_sendable
-from qwenproxy.access.models import ApiKey
+from qwenproxy.access.models import ApiKey, Limits, Recorded
 from qwenproxy.database import run_in_db
 from qwenproxy.errors import AuthenticationFailed, PermissionDenied, RecorderUnavailable
 
@@ -47,6 +47,10 @@ class KeyInfo:
     id: int
     name: str
     scopes: frozenset[str]
+    limits: Limits | None = None
+    # Shell-style patterns; empty: every model.
+    allowed_models: tuple[str, ...] = ()
+    recorded: str = Recorded.EVERYTHING.value
 
     def allows(self, scope: Scope) -> bool:
         """Tell whether the key has the scope; `admin` implies all."""
