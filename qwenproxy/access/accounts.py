@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from django.db import transaction
+from django.db.models import Q
 from django.db.models.signals import post_save
 
 from qwenproxy.access import encryption
@@ -33,8 +35,28 @@ DEFAULT_BASE_URLS = {
 
 
 @dataclass(frozen=True, slots=True)
+class AccountState:
+    """An account's health as traffic shows it; the names are those of `UpstreamAccount`'s columns."""
+
+    # One of `UpstreamAccount.STATES`.
+    state: str = "ready"
+    reason: str = ""
+    # When this state began; null: since ever.
+    since: datetime | None = None
+    # When it is tried again; null: at once, or not before its credentials are replaced.
+    until: datetime | None = None
+    # Since the last success.
+    failures: int = 0
+    last_ok_at: datetime | None = None
+    last_error_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StoredAccount:
-    """An enabled account with its secrets in clear; keep it inside the call to the upstream."""
+    """An enabled account with its secrets in clear; keep it inside the call to the upstream.
+
+    Two are equal where the same calls go out with the same credentials; health is no part of that.
+    """
 
     id: int
     name: str
@@ -43,6 +65,16 @@ class StoredAccount:
     # Lower goes first.
     priority: int
     secrets: Secrets = field(repr=False)
+    # Share of new conversations within the priority; 0: none.
+    weight: int = 1
+    # Null: no limit.
+    max_concurrent: int | None = None
+    min_interval_ms: int = 0
+    state: str = field(default="ready", compare=False)
+    state_reason: str = field(default="", compare=False)
+    state_since: datetime | None = field(default=None, compare=False)
+    state_until: datetime | None = field(default=None, compare=False)
+    failures: int = field(default=0, compare=False)
 
 
 def set_secrets(account: UpstreamAccount, secrets: Mapping[str, str | dict[str, str]]) -> None:
@@ -102,9 +134,38 @@ def load_accounts() -> list[StoredAccount]:
                 base_url=account.base_url,
                 priority=account.priority,
                 secrets=secrets,
+                weight=account.weight,
+                max_concurrent=account.max_concurrent,
+                min_interval_ms=account.min_interval_ms,
+                state=account.state,
+                state_reason=account.state_reason,
+                state_since=account.state_since,
+                state_until=account.state_until,
+                failures=account.failures,
             )
         )
     return loaded
+
+
+def record_state(account_id: int, state: AccountState) -> None:
+    """Store an account's health, unless a state that began later is stored already; blocks.
+
+    It leaves `updated_at` alone and sends no signal: the account itself has not changed. A null time of
+    the last success or error leaves the stored one.
+    """
+    is_newest = Q(state_since=None)
+    if state.since is not None:
+        is_newest |= Q(state_since__lte=state.since)
+    seen = {"last_ok_at": state.last_ok_at, "last_error_at": state.last_error_at}
+    UpstreamAccount.objects.filter(is_newest, pk=account_id).update(
+        state=state.state,
+        # NUL bytes cannot be stored, and an upstream may have said anything.
+        state_reason=state.reason.replace("\0", "\ufffd"),
+        state_since=state.since,
+        state_until=state.until,
+        failures=state.failures,
+        **{name: time for name, time in seen.items() if time is not None},
+    )
 
 
 def clean_base_url(text: str) -> str:

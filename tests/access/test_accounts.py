@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.db import connection
+from django.db.models.signals import post_save
 
 from qwenproxy.access import accounts, encryption
+from qwenproxy.access.accounts import AccountState
 from qwenproxy.access.models import UpstreamAccount
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("encryption_keys")]
@@ -173,3 +176,78 @@ def test_the_demo_cannot_be_switched_on_beside_a_real_account():
     demo = make_account("demo", kind="demo")
     demo.refresh_from_db()
     assert not demo.enabled
+
+
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+def recorded_state():
+    account = UpstreamAccount.objects.get()
+    return AccountState(
+        account.state,
+        account.state_reason,
+        account.state_since,
+        account.state_until,
+        account.failures,
+        account.last_ok_at,
+        account.last_error_at,
+    )
+
+
+def test_a_recorded_state_is_what_the_next_load_gives():
+    account = make_account()
+    state = AccountState("cooling", "429", NOON, NOON + timedelta(minutes=1), 3, None, NOON)
+    accounts.record_state(account.pk, state)
+    assert recorded_state() == state
+    (loaded,) = accounts.load_accounts()
+    assert (loaded.state, loaded.state_reason, loaded.failures) == ("cooling", "429", 3)
+    assert (loaded.state_since, loaded.state_until) == (NOON, NOON + timedelta(minutes=1))
+
+
+@pytest.mark.parametrize(
+    ("since", "is_taken"),
+    [
+        pytest.param(NOON + timedelta(seconds=1), True, id="newer"),
+        pytest.param(NOON, True, id="same"),
+        pytest.param(NOON - timedelta(seconds=1), False, id="older"),
+        pytest.param(None, False, id="without-a-time"),
+    ],
+)
+def test_an_older_state_never_overwrites_a_newer_one(since, is_taken):
+    account = make_account(state="challenged", state_since=NOON)
+    accounts.record_state(account.pk, AccountState("ready", since=since))
+    assert recorded_state().state == ("ready" if is_taken else "challenged")
+
+
+def test_recording_a_state_is_no_change_of_the_account():
+    account = make_account()
+    before = UpstreamAccount.objects.get().updated_at
+    saved = []
+
+    def note(**kwargs):
+        saved.append(kwargs)
+
+    post_save.connect(note, sender=UpstreamAccount)
+    try:
+        accounts.record_state(account.pk, AccountState("cooling", since=NOON))
+    finally:
+        post_save.disconnect(note, sender=UpstreamAccount)
+    assert saved == []
+    assert UpstreamAccount.objects.get().updated_at == before
+
+
+def test_a_state_keeps_the_times_that_it_does_not_know():
+    account = make_account(last_ok_at=NOON)
+    accounts.record_state(account.pk, AccountState("cooling", "a\0b", NOON, last_error_at=NOON))
+    assert recorded_state().last_ok_at == NOON
+    assert recorded_state().last_error_at == NOON
+    assert recorded_state().reason == "a\ufffdb"
+
+
+def test_health_is_no_part_of_what_makes_accounts_equal():
+    account = make_account()
+    before = accounts.load_accounts()
+    accounts.record_state(account.pk, AccountState("cooling", since=NOON, failures=1))
+    assert accounts.load_accounts() == before
+    UpstreamAccount.objects.update(weight=3)
+    assert accounts.load_accounts() != before
