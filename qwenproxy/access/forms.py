@@ -1,4 +1,4 @@
-"""Forms of the admin for keys and accounts; the rules that a person's input has to meet.
+"""The admin's form for accounts; the rules that a person's input has to meet.
 
 Secrets are write-only: no field is ever rendered with a value, not even with the one just sent.
 """
@@ -10,22 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django import forms
 from django.core.exceptions import ValidationError
 
-from qwenproxy.access import accounts, encryption, keys
+from qwenproxy.access import accounts, encryption
 from qwenproxy.access.browser_request import BrowserRequest, UnusableRequest, parse_browser_request
-from qwenproxy.access.models import SCOPES, ApiKey, UpstreamAccount
+from qwenproxy.access.models import UpstreamAccount
 
 # Generic for the type checker alone.
 if TYPE_CHECKING:
-    ApiKeyModelForm = forms.ModelForm[ApiKey]
     UpstreamAccountModelForm = forms.ModelForm[UpstreamAccount]
 else:
-    ApiKeyModelForm = UpstreamAccountModelForm = forms.ModelForm
+    UpstreamAccountModelForm = forms.ModelForm
 
-_SCOPE_TEXTS = {
-    "chat": "chat: ask models",
-    "records": "records: read the records of this key",
-    "admin": "admin: everything, the records of all keys too",
-}
 _LABELS = {
     "api_key": "API key",
     "cookies": "cookies",
@@ -46,24 +40,6 @@ class WriteOnlyInput(forms.PasswordInput):
         super().__init__(
             attrs={"autocomplete": "new-password", "class": "vTextField"}, render_value=False
         )
-
-
-class ApiKeyForm(ApiKeyModelForm):
-    scopes = forms.MultipleChoiceField(
-        choices=[(scope, _SCOPE_TEXTS[scope]) for scope in SCOPES],
-        widget=forms.CheckboxSelectMultiple,
-    )
-
-    class Meta:
-        model = ApiKey
-        fields: ClassVar = ["name", "scopes"]
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.initial["scopes"] = self.instance.scopes.split()
-
-    def clean_scopes(self) -> str:
-        return keys.clean_scopes(self.cleaned_data["scopes"])
 
 
 class UpstreamAccountForm(UpstreamAccountModelForm):
