@@ -386,7 +386,7 @@ def make_event(connection: BaseDatabaseWrapper, **values: Any) -> MigrationEvent
     version = connection.get_database_version()
     return MigrationEvent(
         at=timezone.now(),
-        actor=settings.ACTOR or _user(),
+        actor=actor(),
         host=socket.gethostname(),
         pid=os.getpid(),
         app_version=__version__,
@@ -396,7 +396,10 @@ def make_event(connection: BaseDatabaseWrapper, **values: Any) -> MigrationEvent
     )
 
 
-def _user() -> str:
+def actor() -> str:
+    """Who does this: what the history and a written migration name."""
+    if settings.ACTOR:
+        return str(settings.ACTOR)
     try:
         return getpass.getuser()
     except (KeyError, OSError):
