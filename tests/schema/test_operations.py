@@ -19,7 +19,7 @@ from qwenproxy.schema.operations import AddIndexOnline, FastAddField, is_plain
 pytestmark = pytest.mark.django_db(transaction=True)
 
 is_sqlite = connection.vendor == "sqlite"
-NOON = datetime.datetime(2026, 11, 22, 12, 30, 1, 250, tzinfo=datetime.timezone.utc)
+NOON = datetime.datetime(2026, 11, 22, 12, 30, 1, 250, tzinfo=datetime.UTC)
 CHOICES = [("a", "A"), ("b", "B")]
 
 
