@@ -16,6 +16,7 @@ from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 
 from qwenproxy.access import keys
+from qwenproxy.access.key_fields import InvalidKey, clean_scopes
 from qwenproxy.access.models import SCOPES, ApiKey
 
 # Generic for the type checker alone.
@@ -47,7 +48,7 @@ class ApiKeyForm(ApiKeyModelForm):
         self.initial["scopes"] = self.instance.scopes.split()
 
     def clean_scopes(self) -> str:
-        return keys.clean_scopes(self.cleaned_data["scopes"])
+        return clean_scopes(self.cleaned_data["scopes"])
 
 
 # From saving a new key to answering the same request; nothing else sees it.
@@ -112,7 +113,7 @@ class ApiKeyAdmin(ApiKeyModelAdmin):
         except (ApiKey.DoesNotExist, ApiKey.MultipleObjectsReturned):
             self.message_user(request, "Select one key to rotate.", messages.WARNING)
             return None
-        except keys.InvalidKey as exc:
+        except InvalidKey as exc:
             self.message_user(request, str(exc), messages.ERROR)
             return None
         self.log_change(request, api_key, "Rotated.")

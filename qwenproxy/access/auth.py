@@ -3,17 +3,24 @@
 Known keys are remembered for one second, so that a revocation in another process holds within that second
 (one in this process holds at once) and the hot path touches memory alone. Unknown keys are remembered for a
 minute: a key cannot have been tried before it was made, because its 256 bits are drawn only then, so a key
-made a moment ago by another process works at once all the same. Keys that arrive together are looked up in
-one query, and one query runs at a time: no flood of invented keys takes the database's threads.
+made a moment ago by another process works at once all the same. An expired key is refused from its second
+on, remembered or not, and may be extended: it is remembered like a known one. Keys that arrive together are
+looked up in one query, and one query runs at a time: no flood of invented keys takes the database's threads.
+
+Refusals have one text, but for the key that has expired: only who holds the right secret reads that. A
+revoked key is told nothing: it may be in the hands of who found it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from fnmatch import fnmatchcase
 from typing import Literal
 from weakref import WeakKeyDictionary
 
@@ -56,12 +63,23 @@ class KeyInfo:
         """Tell whether the key has the scope; `admin` implies all."""
         return scope in self.scopes or "admin" in self.scopes
 
+    def allows_model(self, model: str) -> bool:
+        """Tell whether the key may use the model with this id; capital letters are small ones."""
+        if not self.allowed_models:
+            return True
+        return any(fnmatchcase(model.lower(), pattern.lower()) for pattern in self.allowed_models)
+
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
+    # As the database has it; empty where it has none.
+    stored_hash: str
+    # Null: not accepted.
     key: KeyInfo | None
     # time.monotonic() from which it no longer holds.
     until_s: float
+    # When the key, otherwise right, stopped being accepted.
+    expired_at: datetime | None = None
 
 
 # The oldest first. Reading needs no lock, changing does: signals arrive from any thread.
@@ -98,19 +116,35 @@ def _remember(answers: dict[str, _Answer], generation: int) -> None:
 
 def _load_answers(key_hashes: Sequence[str]) -> dict[str, _Answer]:
     now, now_s = timezone.now(), time.monotonic()
-    answers = dict.fromkeys(key_hashes, _Answer(None, now_s + UNKNOWN_S))
+    answers = dict.fromkeys(key_hashes, _Answer("", None, now_s + UNKNOWN_S))
     for start in range(0, len(key_hashes), _HASHES_PER_QUERY):
         some = key_hashes[start : start + _HASHES_PER_QUERY]
         wanted = Q(secret_hash__in=some) | Q(previous_hash__in=some, previous_expires_at__gt=now)
         for row in ApiKey.objects.filter(wanted, revoked_at=None):
-            key = KeyInfo(row.pk, row.name, row.scope_set)
             if row.secret_hash in answers:
-                answers[row.secret_hash] = _Answer(key, now_s + KNOWN_S)
+                answers[row.secret_hash] = _judge(row, row.secret_hash, None, now, now_s)
             if row.previous_hash in answers and row.previous_expires_at is not None:
-                left_s = (row.previous_expires_at - now).total_seconds()
-                if left_s > 0:
-                    answers[row.previous_hash] = _Answer(key, now_s + min(KNOWN_S, left_s))
+                end = row.previous_expires_at
+                answers[row.previous_hash] = _judge(row, row.previous_hash, end, now, now_s)
     return answers
+
+
+def _judge(
+    row: ApiKey, stored_hash: str, secret_ends: datetime | None, now: datetime, now_s: float
+) -> _Answer:
+    if row.expires_at is not None and row.expires_at <= now:
+        return _Answer(stored_hash, None, now_s + KNOWN_S, row.expires_at)
+    ends = [end for end in (row.expires_at, secret_ends) if end is not None]
+    left_s = min(((end - now).total_seconds() for end in ends), default=KNOWN_S)
+    key = KeyInfo(
+        row.pk,
+        row.name,
+        row.scope_set,
+        limits=row.limits,
+        allowed_models=tuple(row.allowed_models.splitlines()),
+        recorded=row.recorded,
+    )
+    return _Answer(stored_hash, key, now_s + min(KNOWN_S, left_s))
 
 
 class _Lookup:
@@ -121,13 +155,13 @@ class _Lookup:
         self._running: asyncio.Task[dict[str, _Answer]] | None = None
         self._next: asyncio.Task[dict[str, _Answer]] | None = None
 
-    async def find(self, key_hash: str) -> KeyInfo | None:
+    async def find(self, key_hash: str) -> _Answer:
         self._hashes.add(key_hash)
         if self._next is None:
             self._next = asyncio.create_task(self._load(after=self._running))
         # Shielded: others wait for the same task when this client leaves.
         answers = await asyncio.shield(self._next)
-        return answers[key_hash].key
+        return answers[key_hash]
 
     async def _load(self, *, after: asyncio.Task[dict[str, _Answer]] | None) -> dict[str, _Answer]:
         if after is not None:
@@ -146,11 +180,19 @@ class _Lookup:
 _lookups: WeakKeyDictionary[asyncio.AbstractEventLoop, _Lookup] = WeakKeyDictionary()
 
 
-async def _find(secret: str) -> KeyInfo | None:
+async def _find(secret: str) -> _Answer | None:
+    """What is known of the secret; null where nothing is."""
     key_hash = hash_api_key(secret)
     answer = _answers.get(key_hash)
-    if answer is not None and time.monotonic() < answer.until_s:
-        return answer.key
+    if answer is None or time.monotonic() >= answer.until_s:
+        answer = await _look_up(key_hash)
+    # Finding by hash, in memory or by an index, may take a time that tells how much of a stored hash is
+    # the same; that leads to no secret, as nobody can choose what a secret hashes to. Who is let in is
+    # decided here, in a time that depends on neither.
+    return answer if hmac.compare_digest(answer.stored_hash, key_hash) else None
+
+
+async def _look_up(key_hash: str) -> _Answer:
     lookup = _lookups.setdefault(asyncio.get_running_loop(), _Lookup())
     try:
         return await lookup.find(key_hash)
@@ -178,15 +220,21 @@ async def authenticate(request: HttpRequest, *, scope: Scope | None = None) -> K
         PermissionDenied: the key lacks the scope.
         RecorderUnavailable: the key had to be looked up and the database failed.
     """
-    was_given = False
+    was_given, expired_at = False, None
     for secret in _secrets_of(request):
         was_given = True
-        key = await _find(secret) if is_sendable(secret) else None
-        if key is None:
+        answer = await _find(secret) if is_sendable(secret) else None
+        if answer is None:
             continue
+        if answer.key is None:
+            expired_at = answer.expired_at
+            continue
+        key = answer.key
         if scope is not None and not key.allows(scope):
             raise PermissionDenied(f"This needs an API key with the scope '{scope}'.")
         return key
+    if expired_at is not None:
+        raise AuthenticationFailed(f"This API key expired at {expired_at:%Y-%m-%d %H:%M:%S} UTC.")
     if was_given:
         raise AuthenticationFailed("This API key is not valid: unknown, revoked or expired.")
     raise AuthenticationFailed(

@@ -1,4 +1,4 @@
-"""API keys: made, replaced and revoked here.
+"""API keys: made, changed, replaced and revoked here; what their fields may hold is in `key_fields`.
 
 A key is 256 random bits, so a plain SHA-256 is enough to keep it by; the text itself leaves this module
 once, to be shown, and is stored nowhere.
@@ -9,20 +9,24 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Mapping
 from datetime import timedelta
 
 from django.db import transaction
+from django.db.models import Q
 from django.utils import timezone
 
-from qwenproxy.access.models import SCOPES, ApiKey
+from qwenproxy.access import key_fields
+from qwenproxy.access.key_fields import InvalidKey
+from qwenproxy.access.models import ApiKey
 
 _SENDABLE = re.compile(r"[\x21-\x7e]{1,512}")
 ROTATION_OVERLAP = timedelta(hours=24)
+MAX_OVERLAP = timedelta(days=30)
 
 
-class InvalidKey(ValueError):
-    """The wish for a key cannot be met; the message says why and never holds the secret."""
+class KeyNotInUse(InvalidKey):
+    """The key is revoked or expired."""
 
 
 def new_api_key() -> str:
@@ -43,20 +47,6 @@ def visible_prefix(secret: str) -> str:
     return secret[: min(10, len(secret) // 3)]
 
 
-def clean_scopes(scopes: Iterable[str]) -> str:
-    """Bring scopes into the form and order in which they are stored.
-
-    Raises:
-        InvalidKey: there is none, or one that does not exist.
-    """
-    wanted = set(scopes)
-    unknown = sorted(wanted - set(SCOPES))
-    if unknown or not wanted:
-        named = f"{', '.join(unknown)}: no such scope" if unknown else "a key needs a scope"
-        raise InvalidKey(f"{named}; choose from {', '.join(SCOPES)}")
-    return " ".join(scope for scope in SCOPES if scope in wanted)
-
-
 def assign_secret(api_key: ApiKey, secret: str) -> None:
     """Put the secret's hash and prefix on the row, without saving it.
 
@@ -69,21 +59,18 @@ def assign_secret(api_key: ApiKey, secret: str) -> None:
     api_key.prefix = visible_prefix(secret)
 
 
-def create_api_key(
-    *, name: str, scopes: Iterable[str], secret: str | None = None
-) -> tuple[ApiKey, str]:
+def create_api_key(*, secret: str | None = None, **fields: object) -> tuple[ApiKey, str]:
     """Store a new key and return its row and its text, which cannot be had again.
 
+    `fields` are those of `key_fields.FIELDS`; a name is needed, scopes are chat and records by default.
+
     Raises:
-        InvalidKey: name, scopes or secret cannot be used.
+        InvalidKey: a field or the secret cannot be used.
     """
-    name = name.strip()
-    longest = ApiKey._meta.get_field("name").max_length or 0
-    if not 0 < len(name) <= longest or not name.isprintable():
-        raise InvalidKey(f"a key's name has 1 to {longest} printable characters")
     if secret is None:
         secret = new_api_key()
-    api_key = ApiKey(name=name, scopes=clean_scopes(scopes))
+    api_key = ApiKey()
+    key_fields.set_fields(api_key, {"name": None, **fields})
     assign_secret(api_key, secret)
     with transaction.atomic():
         if ApiKey.objects.filter(secret_hash=api_key.secret_hash).exists():
@@ -92,19 +79,37 @@ def create_api_key(
     return api_key, secret
 
 
+def change_api_key(api_key: ApiKey, fields: Mapping[str, object]) -> None:
+    """Set some of `key_fields.FIELDS`; the others stay as other writers left them.
+
+    Raises:
+        InvalidKey: a field cannot be used; then nothing is changed.
+    """
+    key_fields.set_fields(api_key, fields)
+    if fields:
+        api_key.save(update_fields=list(fields))
+
+
 def rotate_api_key(api_key: ApiKey, *, overlap: timedelta = ROTATION_OVERLAP) -> str:
     """Give the row a new secret and return it; the one before is accepted until the overlap ends.
 
+    A secret from before an earlier rotation is refused from now on: two are accepted at most.
+
     Raises:
-        InvalidKey: the key is revoked.
+        InvalidKey: the key is revoked or expired, or the overlap is none.
     """
+    if not timedelta(0) <= overlap <= MAX_OVERLAP:
+        raise InvalidKey(f"the overlap is at most {MAX_OVERLAP.days} days", field="overlap_seconds")
     with transaction.atomic():
         row = ApiKey.objects.select_for_update().get(pk=api_key.pk)
+        now = timezone.now()
         if row.revoked_at is not None:
-            raise InvalidKey("a revoked key cannot be rotated; create a new one")
+            raise KeyNotInUse("a revoked key cannot be rotated; create a new one")
+        if key_fields.is_expired(row, now):
+            raise KeyNotInUse("an expired key cannot be rotated; let it expire later first")
         secret = new_api_key()
         row.previous_hash = row.secret_hash
-        row.previous_expires_at = timezone.now() + overlap
+        row.previous_expires_at = now + overlap
         assign_secret(row, secret)
         fields = ["secret_hash", "prefix", "previous_hash", "previous_expires_at"]
         row.save(update_fields=fields)
@@ -112,8 +117,40 @@ def rotate_api_key(api_key: ApiKey, *, overlap: timedelta = ROTATION_OVERLAP) ->
     return secret
 
 
-def revoke_api_key(api_key: ApiKey) -> None:
-    """Refuse the key from now on, its previous secret too; there is no way back."""
-    if api_key.revoked_at is None:
-        api_key.revoked_at = timezone.now()
-        api_key.save(update_fields=["revoked_at"])
+def revoke_api_key(api_key: ApiKey) -> bool:
+    """Refuse the key from now on, its previous secret too; there is no way back.
+
+    Returns False where it was revoked before; the first date stays.
+    """
+    with transaction.atomic():
+        row = ApiKey.objects.select_for_update().get(pk=api_key.pk)
+        is_first = row.revoked_at is None
+        if is_first:
+            row.revoked_at = timezone.now()
+            row.save(update_fields=["revoked_at"])
+    api_key.revoked_at = row.revoked_at
+    return is_first
+
+
+def find_api_key(reference: str) -> ApiKey:
+    """Find a key by its id, its visible prefix or its name, as an operator types it.
+
+    Raises:
+        InvalidKey: there is none, or several, which are then named by their ids.
+    """
+    text = reference.strip().removesuffix("…")
+    if re.fullmatch("[0-9]{1,18}", text):
+        by_id = ApiKey.objects.filter(pk=int(text)).first()
+        if by_id is not None:
+            return by_id
+    # PostgreSQL cannot even be asked for a NUL; the prefix of a very short secret is empty.
+    named = Q(prefix=text) | Q(name=text)
+    found = list(ApiKey.objects.filter(named).order_by("id")) if text and "\0" not in text else []
+    # Who names a key means the one that is in use.
+    found = [row for row in found if row.revoked_at is None] or found
+    if not found:
+        raise InvalidKey(f"there is no key {text[:100]!r}; `listapikeys --all` names them")
+    if len(found) > 1:
+        ids = ", ".join(f"{row.pk} ({row.prefix}…)" for row in found)
+        raise InvalidKey(f"{text[:100]!r} are several keys: give the id of one, {ids}")
+    return found[0]

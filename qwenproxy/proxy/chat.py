@@ -7,6 +7,7 @@ from django.http.response import HttpResponseBase
 from qwenproxy.proxy import schemas
 from qwenproxy.proxy.dialect import Dialect
 from qwenproxy.proxy.gateway import GatewayRequest
+from qwenproxy.proxy.models import route_allowed
 from qwenproxy.proxy.turn import Caller, Turn
 from qwenproxy.wire import openai_chat, openai_completions
 from qwenproxy.wire.events import UsageReport
@@ -64,6 +65,6 @@ async def _start(request: GatewayRequest, dialect: Dialect, body: schemas.Body) 
         user_agent=headers.get(b"user-agent", b"").decode("utf-8", "replace"),
         external_id=schemas.external_session_id(headers, body),
     )
-    route = await request.gateway.routing.route(body.model)
+    route = await route_allowed(request, body.model)
     turn = Turn(request.gateway, dialect, caller, body, route)
     return await turn.start()

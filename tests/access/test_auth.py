@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.db import OperationalError, transaction
@@ -14,7 +14,7 @@ from ninja.testing import TestAsyncClient
 
 from qwenproxy.access import auth, keys
 from qwenproxy.access.auth import ApiKeyAuth, KeyInfo, authenticate
-from qwenproxy.access.models import ApiKey
+from qwenproxy.access.models import ApiKey, Limits
 from qwenproxy.errors import AuthenticationFailed, PermissionDenied, RecorderUnavailable
 
 pytestmark = pytest.mark.usefixtures("db_pool")
@@ -86,7 +86,8 @@ def test_without_a_key_the_answer_says_how_to_send_one():
 @pytest.mark.parametrize(
     "value",
     [
-        pytest.param("Bearer " + "x" * 100_000, id="very long"),
+        pytest.param("Bearer " + "x" * 1_000_000, id="very long"),
+        pytest.param("Bearer qp-" + "x" * 510, id="a character too long"),
         pytest.param("Bearer sch\xfcssel", id="not ASCII"),
         pytest.param("Bearer a\x00b", id="NUL"),
         pytest.param("Bearer two words", id="space"),
@@ -236,6 +237,98 @@ def test_revocation_covers_the_previous_secret(made):
     keys.rotate_api_key(api_key)
     keys.revoke_api_key(api_key)
     assert isinstance(check(bearer(old))[0], AuthenticationFailed)
+
+
+def expire(api_key, *, after_s):
+    ApiKey.objects.update(expires_at=timezone.now() + timedelta(seconds=after_s))
+    auth.invalidate()
+
+
+def test_an_expired_key_is_told_so_and_nothing_else_is(made):
+    api_key, secret = made
+    ApiKey.objects.update(expires_at=datetime(2026, 1, 31, 12, tzinfo=UTC))
+    expired, unknown = check(bearer(secret), bearer("qp-unknown"))
+    keys.revoke_api_key(api_key)
+    [revoked] = check(bearer(secret))
+    assert expired.message == "This API key expired at 2026-01-31 12:00:00 UTC."
+    assert revoked.message == unknown.message
+    assert {error.error_code for error in (expired, revoked, unknown)} == {"invalid_api_key"}
+
+
+def test_a_remembered_key_is_refused_from_its_second_on(made, monkeypatch):
+    api_key, secret = made
+    expire(api_key, after_s=0.5)
+    assert check(bearer(secret))[0].id == api_key.pk
+    assert auth._answers[keys.hash_api_key(secret)].until_s < auth.time.monotonic() + 0.5
+    now, now_s = timezone.now(), auth.time.monotonic()
+    monkeypatch.setattr(auth.timezone, "now", lambda: now + timedelta(seconds=0.5))
+    monkeypatch.setattr(auth.time, "monotonic", lambda: now_s + 0.5)
+    assert isinstance(check(bearer(secret))[0], AuthenticationFailed)
+
+
+def test_expiry_covers_the_previous_secret(made):
+    api_key, old = made
+    keys.rotate_api_key(api_key)
+    expire(api_key, after_s=-1)
+    assert "expired at" in check(bearer(old))[0].message
+
+
+def test_a_key_that_another_process_extends_works_within_a_second(made, monkeypatch):
+    api_key, secret = made
+    expire(api_key, after_s=-1)
+    check(bearer(secret))
+    ApiKey.objects.update(expires_at=None)
+    now_s = auth.time.monotonic()
+    monkeypatch.setattr(auth.time, "monotonic", lambda: now_s + auth.KNOWN_S)
+    assert check(bearer(secret))[0].id == api_key.pk
+
+
+def test_an_expired_key_beside_a_valid_one_does_no_harm(made):
+    _, valid = keys.create_api_key(name="valid", scopes=["chat"])
+    ApiKey.objects.filter(name="agent").update(expires_at=timezone.now())
+    headers = {"authorization": f"Bearer {made[1]}", "x-api-key": valid}
+    assert check(RequestFactory().get("/", headers=headers))[0].name == "valid"
+
+
+def test_a_row_that_only_looks_like_the_keys_lets_nobody_in(made, monkeypatch):
+    """As a database would that compares without regard to capitals."""
+    stored = auth._Answer(made[0].secret_hash.upper(), KeyInfo(1, "k", frozenset()), float("inf"))
+    monkeypatch.setattr(auth, "_load_answers", lambda hashes: dict.fromkeys(hashes, stored))
+    assert isinstance(check(bearer(made[1]))[0], AuthenticationFailed)
+
+
+def test_routes_see_what_the_key_may_use():
+    _, secret = keys.create_api_key(
+        name="k",
+        scopes=["chat"],
+        requests_per_minute=0,
+        tokens_per_day=10**12,
+        allowed_models=["qwen3-*", "qwq"],
+        recorded="metadata",
+    )
+    [key] = check(bearer(secret))
+    assert key.limits == Limits(requests_per_minute=0, tokens_per_day=10**12)
+    assert key.allowed_models == ("qwen3-*", "qwq")
+    assert key.recorded == "metadata"
+
+
+@pytest.mark.parametrize(
+    ("patterns", "model", "allowed"),
+    [
+        pytest.param((), "anything", True, id="no list"),
+        pytest.param(("qwen3-*",), "qwen3-max", True, id="pattern"),
+        pytest.param(("qwen3-*",), "qwen3", False, id="not the pattern"),
+        pytest.param(("QWEN3-max",), "Qwen3-Max", True, id="capitals"),
+        pytest.param(("qwen3-max",), "qwen3-max-preview", False, id="whole names"),
+        pytest.param(("a", "b?"), "bc", True, id="any of several"),
+        pytest.param(("Qwen/*",), "Qwen/Qwen3-32B", True, id="slash"),
+        pytest.param(("[ab]x",), "bx", True, id="set"),
+        pytest.param(("[", "x"), "[", True, id="an open bracket is itself"),
+    ],
+)
+def test_patterns_name_models(patterns, model, allowed):
+    key = KeyInfo(1, "k", frozenset(), allowed_models=patterns)
+    assert key.allows_model(model) is allowed
 
 
 def test_a_missing_scope_is_named(made):

@@ -7,6 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from qwenproxy.access import keys
+from qwenproxy.access.key_fields import InvalidKey
 from qwenproxy.access.models import SCOPES
 
 
@@ -25,7 +26,7 @@ class Command(BaseCommand):
         wanted = [scope.strip() for scope in scopes.split(",") if scope.strip()]
         try:
             api_key, secret = keys.create_api_key(name=name, scopes=wanted)
-        except keys.InvalidKey as exc:
+        except InvalidKey as exc:
             raise CommandError(str(exc)) from exc
         self.stderr.write(f"{api_key.name}: scopes {api_key.scopes}. Shown this once:")
         self.stdout.write(secret)
