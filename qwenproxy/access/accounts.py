@@ -1,7 +1,8 @@
-"""Upstream accounts as data: their secrets in and out of the encrypted column.
+"""Upstream accounts as data: their secrets in and out of the encrypted column, their health beside them.
 
 Secrets are one encrypted JSON object of texts per account. They leave the database here alone, in a
-`StoredAccount` whose `repr` shows none of them. The demo account ends where a real one begins.
+`StoredAccount` whose `repr` shows none of them. New secrets begin anew: state ready, no failures. The demo
+account ends where a real one begins.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from urllib.parse import urlsplit
 from django.db import transaction
 from django.db.models import Q
 from django.db.models.signals import post_save
+from django.utils import timezone
 
-from qwenproxy.access import encryption
+from qwenproxy.access import encryption, session_tokens
 from qwenproxy.access.models import UpstreamAccount
 from qwenproxy.wire import json
 
@@ -26,6 +28,12 @@ logger = logging.getLogger(__name__)
 # api_key; or cookies, token, user_agent, and headers: header name -> value.
 Secrets: TypeAlias = dict[str, str | dict[str, str]]
 SECRET_NAMES = ("api_key", "cookies", "token", "user_agent", "headers")
+SECRETS_OF_KIND = {
+    "qwen_web": ("cookies", "token", "user_agent", "headers"),
+    "dashscope": ("api_key", "headers"),
+    "openai_compatible": ("api_key", "headers"),
+    "demo": (),
+}
 
 # What an account of this kind talks to where no other base URL is given.
 DEFAULT_BASE_URLS = {
@@ -77,8 +85,21 @@ class StoredAccount:
     failures: int = field(default=0, compare=False)
 
 
+# What new secrets change in the row.
+_SECRET_COLUMNS = (
+    "secrets",
+    "secrets_expire_at",
+    "state",
+    "state_reason",
+    "state_since",
+    "state_until",
+    "failures",
+    "updated_at",
+)
+
+
 def set_secrets(account: UpstreamAccount, secrets: Mapping[str, str | dict[str, str]]) -> None:
-    """Replace all secrets of the account; empty values are left out.
+    """Replace all secrets of the account, which is ready again; empty values are left out.
 
     A row that is stored already is updated at once, a new one when it is saved.
     """
@@ -87,8 +108,12 @@ def set_secrets(account: UpstreamAccount, secrets: Mapping[str, str | dict[str, 
         raise ValueError(f"not the name of a secret: {', '.join(sorted(unknown))}")
     kept = {name: value for name, value in secrets.items() if value}
     account.secrets = encryption.encrypt(json.dumps_text(kept)) if kept else ""
+    is_web = account.kind == "qwen_web"
+    account.secrets_expire_at = session_tokens.session_expiry(kept) if is_web else None
+    account.state, account.state_reason, account.failures = "ready", "", 0
+    account.state_since, account.state_until = timezone.now(), None
     if account.pk is not None:
-        account.save(update_fields=["secrets", "updated_at"])
+        account.save(update_fields=_SECRET_COLUMNS)
 
 
 def get_secrets(account: UpstreamAccount) -> Secrets:
@@ -126,25 +151,37 @@ def load_accounts() -> list[StoredAccount]:
         except encryption.EncryptionError as exc:
             logger.error("upstream account %r is left out: %s", account.name, exc)
             continue
-        loaded.append(
-            StoredAccount(
-                id=account.pk,
-                name=account.name,
-                kind=account.kind,
-                base_url=account.base_url,
-                priority=account.priority,
-                secrets=secrets,
-                weight=account.weight,
-                max_concurrent=account.max_concurrent,
-                min_interval_ms=account.min_interval_ms,
-                state=account.state,
-                state_reason=account.state_reason,
-                state_since=account.state_since,
-                state_until=account.state_until,
-                failures=account.failures,
-            )
-        )
+        loaded.append(_stored(account, secrets))
     return loaded
+
+
+def load_account(account_id: int) -> StoredAccount | None:
+    """Read one account, also a paused one; null: there is none. Blocks.
+
+    Raises:
+        WrongKey, DamagedSecret: its secrets cannot be read.
+    """
+    account = UpstreamAccount.objects.filter(pk=account_id).first()
+    return None if account is None else _stored(account, get_secrets(account))
+
+
+def _stored(account: UpstreamAccount, secrets: Secrets) -> StoredAccount:
+    return StoredAccount(
+        id=account.pk,
+        name=account.name,
+        kind=account.kind,
+        base_url=account.base_url,
+        priority=account.priority,
+        secrets=secrets,
+        weight=account.weight,
+        max_concurrent=account.max_concurrent,
+        min_interval_ms=account.min_interval_ms,
+        state=account.state,
+        state_reason=account.state_reason,
+        state_since=account.state_since,
+        state_until=account.state_until,
+        failures=account.failures,
+    )
 
 
 def record_state(account_id: int, state: AccountState) -> None:
@@ -194,32 +231,34 @@ def origin(base_url: str) -> tuple[str, str]:
     return parts.scheme, parts.netloc.lower()
 
 
-def renew_encryption() -> int:
-    """Encrypt everything under the first key that is not yet; returns how many accounts that were.
+def claim_renewal(account_id: int, *, unchanged_since: datetime) -> bool:
+    """Take on the renewal of an account's session; false: another process has, or it was edited.
 
-    Afterwards the other keys may be taken out of the setting.
+    A claim ends by itself when the account has been left alone since the next caller's time. Blocks.
     """
-    renewed = 0
+    claimed = UpstreamAccount.objects.filter(
+        pk=account_id, enabled=True, updated_at__lte=unchanged_since
+    ).update(updated_at=timezone.now())
+    return claimed == 1
+
+
+def store_renewed(account_id: int, before: Secrets, cookies: Mapping[str, str]) -> bool:
+    """Put a renewed session's cookies in; false where other secrets were stored meanwhile. Blocks."""
     with transaction.atomic():
-        for account in UpstreamAccount.objects.exclude(secrets="").select_for_update():
-            if encryption.is_current(account.secrets):
-                continue
-            try:
-                secrets = encryption.decrypt(account.secrets)
-            except encryption.EncryptionError as exc:
-                logger.error("the secrets of upstream account %r are lost: %s", account.name, exc)
-                continue
-            account.secrets = encryption.encrypt(secrets)
-            account.save(update_fields=["secrets"])
-            renewed += 1
-        encryption.renew_canary()
-    return renewed
+        account = UpstreamAccount.objects.select_for_update().filter(pk=account_id).first()
+        # Not the ciphertexts: another encryption key makes no other session.
+        if account is None or get_secrets(account) != before:
+            return False
+        set_secrets(account, session_tokens.renewed(before, cookies))
+    return True
 
 
 def forget_credentials() -> int:
     """Delete every account's secrets and accept the present encryption keys; returns how many had some."""
     with transaction.atomic():
-        forgotten = UpstreamAccount.objects.exclude(secrets="").update(secrets="")
+        forgotten = UpstreamAccount.objects.exclude(secrets="").update(
+            secrets="", secrets_expire_at=None
+        )
         # A digest that matches nothing: the next start takes the environment's values again.
         UpstreamAccount.objects.exclude(seed_digest="").update(seed_digest="forgotten")
         encryption.renew_canary()

@@ -10,7 +10,6 @@ from django.utils import timezone
 
 from qwenproxy.access import accounts, encryption
 from qwenproxy.access.admin_keys import ApiKeyAdmin
-from qwenproxy.access.browser_request import token_expiry
 from qwenproxy.access.forms import UpstreamAccountForm
 from qwenproxy.access.models import ApiKey, UpstreamAccount
 
@@ -80,7 +79,7 @@ class UpstreamAccountAdmin(UpstreamAccountModelAdmin):
         except encryption.EncryptionError as exc:
             return f"unreadable: {exc}"
         names = ", ".join(name.replace("_", " ") for name in secrets) or "nothing"
-        expires = token_expiry(str(secrets.get("cookies", "")))
+        expires = obj.secrets_expire_at
         if expires is None:
             return names
         verb = "expired" if expires < timezone.now() else "expires"

@@ -7,16 +7,11 @@ for Windows' cmd. Nothing is made up, and the text is never run.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from urllib.parse import urlsplit
-
-from qwenproxy.wire import json
 
 USUAL_HOST = "chat.qwen.ai"
 _MAX_CHARACTERS = 500_000
@@ -121,32 +116,6 @@ def parse_browser_request(text: str) -> BrowserRequest:
         headers={name: value for name, value in headers.items() if name not in _NOT_KEPT},
         warnings=tuple(_warnings(parts[1], headers)),
     )
-
-
-def token_expiry(cookies: str) -> datetime | None:
-    """When the session in the cookie `token` ends, by its own claim; null where it makes none.
-
-    The signature is not checked: the claim is shown, nothing depends on it.
-    """
-    for cookie in cookies.split(";"):
-        name, _, value = cookie.strip().partition("=")
-        if name == "token":
-            return _expiry_claim(value)
-    return None
-
-
-def _expiry_claim(token: str) -> datetime | None:
-    parts = token.split(".")
-    if len(parts) != 3:
-        return None
-    try:
-        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-        expires = claims.get("exp") if isinstance(claims, dict) else None
-        if isinstance(expires, bool) or not isinstance(expires, int | float):
-            return None
-        return datetime.fromtimestamp(expires, UTC)
-    except (binascii.Error, ValueError, OverflowError, OSError):
-        return None
 
 
 def _split(text: str) -> list[str]:

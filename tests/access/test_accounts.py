@@ -8,10 +8,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from django.db import connection
 from django.db.models.signals import post_save
+from django.utils import timezone
 
-from qwenproxy.access import accounts, encryption
+from qwenproxy.access import accounts, encryption, rotation
 from qwenproxy.access.accounts import AccountState
 from qwenproxy.access.models import UpstreamAccount
+from tests.access.test_session_tokens import LASTING, SOON
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("encryption_keys")]
 
@@ -99,24 +101,6 @@ def test_secrets_that_are_no_object_are_damaged(stored):
         accounts.get_secrets(account)
 
 
-def test_after_renewal_the_old_key_is_not_needed(encryption_keys):
-    encryption.check_canary()
-    make_account("a", secrets=SECRETS)
-    make_account("b")
-    encryption_keys("second", "first")
-    assert accounts.renew_encryption() == 1
-    assert accounts.renew_encryption() == 0
-    encryption_keys("second")
-    assert encryption.check_canary() is False
-    assert accounts.get_secrets(UpstreamAccount.objects.get(name="a")) == SECRETS
-
-
-def test_renewal_passes_over_what_is_lost(encryption_keys):
-    make_account("lost", secrets=SECRETS)
-    encryption_keys("second")
-    assert accounts.renew_encryption() == 0
-
-
 def test_forgetting_credentials_is_the_way_out_of_a_lost_key(encryption_keys):
     encryption.check_canary()
     make_account(secrets=SECRETS)
@@ -178,7 +162,8 @@ def test_the_demo_cannot_be_switched_on_beside_a_real_account():
     assert not demo.enabled
 
 
-NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+# Later than any account of a test was made.
+NOON = datetime(2126, 11, 22, 12, tzinfo=UTC)
 
 
 def recorded_state():
@@ -214,7 +199,8 @@ def test_a_recorded_state_is_what_the_next_load_gives():
     ],
 )
 def test_an_older_state_never_overwrites_a_newer_one(since, is_taken):
-    account = make_account(state="challenged", state_since=NOON)
+    account = make_account()
+    accounts.record_state(account.pk, AccountState("challenged", since=NOON))
     accounts.record_state(account.pk, AccountState("ready", since=since))
     assert recorded_state().state == ("ready" if is_taken else "challenged")
 
@@ -251,3 +237,68 @@ def test_health_is_no_part_of_what_makes_accounts_equal():
     assert accounts.load_accounts() == before
     UpstreamAccount.objects.update(weight=3)
     assert accounts.load_accounts() != before
+
+
+def test_new_secrets_make_an_account_ready_and_say_when_they_end():
+    account = make_account()
+    a_minute_ago = timezone.now() - timedelta(minutes=1)
+    UpstreamAccount.objects.update(
+        state="expired", state_reason="401", failures=7, state_until=NOON, state_since=a_minute_ago
+    )
+    accounts.set_secrets(account, {"cookies": f"token={LASTING}"})
+    account = UpstreamAccount.objects.get()
+    assert (account.state, account.state_reason, account.failures) == ("ready", "", 0)
+    assert (account.state_until, account.secrets_expire_at) == (None, SOON)
+    # What a call with the former secrets ended in comes too late.
+    accounts.record_state(account.pk, AccountState("expired", since=a_minute_ago))
+    assert recorded_state().state == "ready"
+
+
+def test_an_api_key_has_no_end():
+    make_account(kind="openai_compatible", secrets={"api_key": LASTING})
+    assert UpstreamAccount.objects.get().secrets_expire_at is None
+
+
+def test_one_account_is_loaded_also_where_it_is_paused():
+    account = make_account(secrets=SECRETS, enabled=False)
+    assert accounts.load_account(account.pk).secrets == SECRETS
+    assert accounts.load_account(account.pk + 1) is None
+
+
+def long_ago():
+    """An account that nothing has touched for an hour."""
+    account = make_account(secrets={"cookies": "token=old; refresh_token=r"})
+    UpstreamAccount.objects.update(updated_at=timezone.now() - timedelta(hours=1))
+    return account
+
+
+def test_a_renewal_is_claimed_once():
+    account = long_ago()
+    a_minute_ago = timezone.now() - timedelta(minutes=1)
+    assert accounts.claim_renewal(account.pk, unchanged_since=a_minute_ago) is True
+    assert accounts.claim_renewal(account.pk, unchanged_since=a_minute_ago) is False
+    # The first claim has ended without a result.
+    assert accounts.claim_renewal(account.pk, unchanged_since=timezone.now()) is True
+
+
+def test_a_paused_account_is_not_renewed():
+    account = long_ago()
+    UpstreamAccount.objects.update(enabled=False)
+    assert accounts.claim_renewal(account.pk, unchanged_since=timezone.now()) is False
+
+
+def test_a_renewed_session_is_stored_under_another_encryption_key_too(encryption_keys):
+    account = long_ago()
+    before = accounts.load_account(account.pk).secrets
+    encryption_keys("second", "first")
+    list(rotation.renew_encryption())
+    assert accounts.store_renewed(account.pk, before, {"token": "new"}) is True
+    assert accounts.load_account(account.pk).secrets == {"cookies": "token=new; refresh_token=r"}
+
+
+def test_a_renewed_session_never_replaces_one_that_was_pasted_meanwhile():
+    account = long_ago()
+    before = accounts.load_account(account.pk).secrets
+    accounts.set_secrets(account, {"cookies": "token=pasted; refresh_token=p"})
+    assert accounts.store_renewed(account.pk, before, {"token": "new"}) is False
+    assert "pasted" in accounts.load_account(account.pk).secrets["cookies"]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import shlex
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenproxy.access.browser_request import UnusableRequest, parse_browser_request, token_expiry
+from qwenproxy.access.browser_request import UnusableRequest, parse_browser_request
 
 URL = "https://chat.qwen.ai/api/v2/chat/completions?chat_id=0b"
 COOKIES = 'token=eyJ.x.y; acw_tc=0a03; tfstk=g$u^1%41!x; isg="q"\'s'
@@ -221,26 +219,3 @@ def test_what_cannot_be_used_is_explained(text, named):
 def test_what_may_not_be_meant_is_reported(text, named):
     [warning] = parse_browser_request(text).warnings
     assert named in warning
-
-
-def jwt(claims):
-    def part(value):
-        return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
-
-    return f"{part({'alg': 'none'})}.{part(claims)}.sig"
-
-
-def test_the_end_of_a_session_is_read_from_its_token():
-    cookies = f"refresh_token=no; a=b; token={jwt({'id': 'x', 'exp': 1_800_000_000})}; z=1"
-    assert token_expiry(cookies) == datetime.fromtimestamp(1_800_000_000, UTC)
-
-
-@pytest.mark.parametrize(
-    "cookies",
-    [
-        *("", "a=b", "token", "token=", "token=abc", "token=a.b.c", "token=a.YQ.c", "token=é.é.é"),
-        *(f"token={jwt(c)}" for c in ({}, {"exp": "soon"}, {"exp": True}, {"exp": 1e300}, [], 5)),
-    ],
-)
-def test_a_token_that_does_not_say_has_no_end(cookies):
-    assert token_expiry(cookies) is None

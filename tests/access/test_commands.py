@@ -11,7 +11,8 @@ from django.core.management import CommandError, call_command
 from qwenproxy.access import accounts, encryption, keys
 from qwenproxy.access.models import ApiKey, UpstreamAccount
 from tests.access.test_accounts import make_account
-from tests.access.test_browser_request import COOKIES, bash, jwt
+from tests.access.test_browser_request import COOKIES, bash
+from tests.access.test_session_tokens import jwt
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("encryption_keys")]
 

@@ -16,7 +16,6 @@ from qwenproxy.access.browser_request import (
     BrowserRequest,
     UnusableRequest,
     parse_browser_request,
-    token_expiry,
 )
 from qwenproxy.access.models import UpstreamAccount
 
@@ -49,7 +48,7 @@ class Command(BaseCommand):
         count = len([cookie for cookie in pasted.cookies.split(";") if "=" in cookie])
         self.stdout.write(
             f"{account.name}: {'created' if is_new else 'updated'}, {account.base_url}, cookies: {count}, "
-            f"headers: {len(pasted.headers)}. {_expiry(pasted)}"
+            f"headers: {len(pasted.headers)}. {_expiry(account)}"
         )
         if not account.enabled:
             self.stderr.write("The account is disabled; enable it in the admin.")
@@ -104,8 +103,8 @@ def _account(name: str | None) -> UpstreamAccount:
     return UpstreamAccount(name=_DEFAULT_NAME, kind=_KIND)
 
 
-def _expiry(pasted: BrowserRequest) -> str:
-    expires = token_expiry(pasted.cookies)
+def _expiry(account: UpstreamAccount) -> str:
+    expires = account.secrets_expire_at
     if expires is None:
         return "It does not say when the session ends."
     verb = "expired" if expires < timezone.now() else "expires"
