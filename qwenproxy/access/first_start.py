@@ -9,6 +9,7 @@ that start at once do it once. It prints nothing itself.
 from __future__ import annotations
 
 import secrets
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,7 +18,7 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ImproperlyConfigured
 from django.db import transaction
 
-from qwenproxy.access import accounts, encryption, keys
+from qwenproxy.access import accounts, encryption, keys, rotation
 from qwenproxy.access.key_fields import InvalidKey
 from qwenproxy.access.models import SCOPES, ApiKey, UpstreamAccount
 from qwenproxy.wire import json
@@ -56,7 +57,9 @@ def prepare() -> FirstStart:
     with transaction.atomic():
         is_first = encryption.check_canary()
         if not encryption.canary_is_current():
-            accounts.renew_encryption()
+            # Those that stay behind are logged.
+            deque(rotation.renew_encryption(), maxlen=0)
+        renew_seed_digests()
         had_user = get_user_model()._default_manager.exists()
         had_key = ApiKey.objects.exists()
         admin_password = None if had_user else _create_admin()
@@ -104,15 +107,28 @@ def _seeds() -> list[tuple[str, Mapping[str, str]]]:
     return seeds
 
 
+def renew_seed_digests() -> None:
+    """Digest the environment's values under the first key where another was used; changes nothing else.
+
+    Without it they would look changed once that other key is gone.
+    """
+    for kind, values in _seeds():
+        account, digests = _seeded(kind), _digests(values)
+        if account is not None and account.seed_digest in digests[1:]:
+            UpstreamAccount.objects.filter(pk=account.pk).update(seed_digest=digests[0])
+
+
+def _digests(values: Mapping[str, str]) -> list[str]:
+    return encryption.keyed_digests(json.dumps_text(sorted(values.items())))
+
+
+def _seeded(kind: str) -> UpstreamAccount | None:
+    return UpstreamAccount.objects.filter(kind=kind).exclude(seed_digest="").order_by("id").first()
+
+
 def _seed(kind: str, values: Mapping[str, str]) -> str | None:
-    digests = encryption.keyed_digests(json.dumps_text(sorted(values.items())))
-    account = (
-        UpstreamAccount.objects.filter(kind=kind).exclude(seed_digest="").order_by("id").first()
-    )
+    digests, account = _digests(values), _seeded(kind)
     if account is not None and account.seed_digest in digests:
-        if account.seed_digest != digests[0]:
-            account.seed_digest = digests[0]
-            account.save(update_fields=["seed_digest"])
         return None
     if account is None:
         account = UpstreamAccount(kind=kind, name=_free_name(f"{_NAMES[kind]} (environment)"))
