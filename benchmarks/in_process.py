@@ -86,7 +86,9 @@ class Bench:
 
     def __init__(self, api_key_id: int, account_id: int) -> None:
         self.upstream = StubUpstream(account_id)
-        self._caller = Caller(api_key_id, "POST", "/v1/chat/completions", "benchmarks", None)
+        self._caller = Caller(
+            api_key_id, "POST", "/v1/chat/completions", "benchmarks", None, "everything"
+        )
         self._recorder = Recorder(
             lock_directory=settings.DATA_DIR / "workers",
             queue_turns=settings.RECORDER_QUEUE_TURNS,

@@ -142,6 +142,8 @@ def _turn_settings() -> TurnSettings:
         upstream_retries=settings.UPSTREAM_RETRIES,
         parent_rule=settings.QWEN_PARENT_RULE,
         on_client_left=settings.ON_CLIENT_LEFT,
+        redaction=settings.REDACTION,
+        record_headers=settings.RECORD_HEADERS,
     )
 
 

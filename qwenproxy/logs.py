@@ -1,9 +1,14 @@
-"""Log lines for people and for machines; both show what was given as `extra` (request, session ids)."""
+"""Log lines for people and for machines; both show what was given as `extra` (request, session ids).
+
+What the redaction rules match is replaced here too: errors quote what somebody sent.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+
+from django.conf import settings
 
 from qwenproxy.wire import json
 
@@ -27,6 +32,9 @@ class TextFormatter(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
 
+    def format(self, record: logging.LogRecord) -> str:
+        return settings.REDACTION.text(super().format(record))
+
     def formatMessage(self, record: logging.LogRecord) -> str:
         extras = "".join(f" {name}={value}" for name, value in _extras(record))
         return super().formatMessage(record) + extras
@@ -40,9 +48,9 @@ class JSONFormatter(logging.Formatter):
             "time": self.formatTime(record),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": settings.REDACTION.text(record.getMessage()),
             **dict(_extras(record)),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = settings.REDACTION.text(self.formatException(record.exc_info))
         return json.dumps_text(line)

@@ -17,6 +17,7 @@ import dj_database_url
 from django.core.exceptions import ImproperlyConfigured
 
 from qwenproxy import __version__
+from qwenproxy.wire.redaction import Redaction, compile_rules
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 _T = TypeVar("_T", bound=str)
@@ -250,6 +251,35 @@ RECORDER_DEADLINE_S = _number("QWENPROXY_RECORDER_DEADLINE_S", 15)
 METRICS_OPEN = _bool("QWENPROXY_METRICS_OPEN", False)
 CORS_ORIGINS = _list("QWENPROXY_CORS_ORIGINS") or ["*"]
 DISCOVER_UPSTREAMS = _bool("QWENPROXY_DISCOVER", True)
+
+
+def _redaction() -> Redaction:
+    path = _text("QWENPROXY_REDACT_FILE")
+    try:
+        lines = Path(path).read_text().splitlines() if path else []
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ImproperlyConfigured(f"QWENPROXY_REDACT_FILE: {exc}") from exc
+    rules = [line.strip() for line in lines if not line.lstrip().startswith("#")]
+    try:
+        # Each rule may hold commas: only those with names are listed in the variable.
+        return compile_rules([*_list("QWENPROXY_REDACT"), *filter(None, rules)])
+    except ValueError as exc:
+        raise ImproperlyConfigured(f"QWENPROXY_REDACT: {exc}") from exc
+
+
+def _record_headers() -> frozenset[str]:
+    names = {name.lower() for name in _list("QWENPROXY_RECORD_HEADERS") or ["user-agent"]}
+    secret = names & {"authorization", "cookie", "proxy-authorization", "x-api-key", "api-key"}
+    if secret:
+        raise ImproperlyConfigured(
+            f"QWENPROXY_RECORD_HEADERS: {', '.join(sorted(secret))} carries secrets"
+        )
+    return frozenset(names - {"none"})
+
+
+# What is replaced before anything is stored or logged, and the request headers that are stored.
+REDACTION = _redaction()
+RECORD_HEADERS = _record_headers()
 
 
 def _aliases() -> list[tuple[str, str]]:

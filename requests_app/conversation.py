@@ -21,6 +21,7 @@ PAGE_MESSAGES = 100
 MAX_LINES = 20
 # Longer texts are cut, unless the whole is asked for.
 MAX_CHARS = 64_000
+_NOT_RECORDED = "(not recorded: the API key keeps no content)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +205,8 @@ def _blocks(
 
 def _block(message: Message, response: Response | None, cutter: _Cutter) -> Block:
     body = message_body(message)
-    text = text_of(body)
+    # The form in which `keeping.KeepMetadata` stores a message.
+    text = _NOT_RECORDED if body.keys() == {"role"} else text_of(body)
     label = message.role.capitalize()
     if message.role in ("tool", "function", "system", "developer"):
         return Block("quiet", label, folds=[Fold(f"{label} · {size(text)}", cutter.cut(text))])

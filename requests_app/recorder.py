@@ -35,6 +35,7 @@ from qwenproxy.transaction import (
     transaction,
 )
 from qwenproxy.wire.events import Event
+from requests_app.keeping import Feed
 from requests_app.liveness import WorkerLock
 from requests_app.settling import release_expired_chats, settle_dead_workers
 from requests_app.writes import (
@@ -77,7 +78,11 @@ class _Work:
 class _Stream:
     """What a running answer has brought since its last `Partial` row."""
 
+    # From what came to what may be stored of it.
+    feed: Feed
     events: list[Event] = field(default_factory=list)
+    # Fed, and not written yet.
+    kept: list[Event] = field(default_factory=list)
     seq: int = 0
     has_rows: bool = False
 
@@ -167,7 +172,7 @@ class Recorder:
             RecorderUnavailable: it could not be written before the deadline.
         """
         opened: Opened = await self._submit(opening)
-        self._streams[opening.response_id] = _Stream()
+        self._streams[opening.response_id] = _Stream(opening.keep.feed())
         return opened
 
     def append(self, response_id: str, events: Sequence[Event]) -> None:
@@ -200,9 +205,12 @@ class Recorder:
         """Append what all running answers brought since the last time to their `Partial` rows."""
         rows: list[tuple[str, int, Sequence[Event]]] = []
         for response_id, stream in self._streams.items():
-            if stream.events:
-                rows.append((response_id, stream.seq, stream.events))
-                stream.events = []
+            if stream.events or stream.kept:
+                kept = [*stream.kept, *stream.feed(stream.events)]
+                stream.events, stream.kept = [], []
+                if not kept:
+                    continue
+                rows.append((response_id, stream.seq, kept))
                 stream.seq += 1
                 stream.has_rows = True
         if not rows:
@@ -211,9 +219,9 @@ class Recorder:
             await self._submit(PartialRows(rows))
         except RecorderUnavailable:
             for response_id, seq, events in rows:
-                if kept := self._streams.get(response_id):
+                if running := self._streams.get(response_id):
                     # The same number again: should the rows be there after all, they are replaced.
-                    kept.events, kept.seq = [*events, *kept.events], seq
+                    running.kept, running.seq = [*events, *running.kept], seq
             raise
 
     async def settle(self) -> None:
@@ -361,9 +369,9 @@ class Recorder:
                 case PartialRows() as partials:
                     append_partials(tx, partials)
                 case Closing() as closing:
-                    closings.append(closing)
+                    closings.append(closing.keep.closing(closing))
                 case Opening() as opening:
-                    openings.append((index, opening))
+                    openings.append((index, opening.keep.opening(opening)))
                 case task:
                     tasks.append((index, task))
         attempt.unrecorded = close_turns(tx, closings) if closings else 0

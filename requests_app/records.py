@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from qwenproxy.access.models import Recorded
 from qwenproxy.wire import json, openai_chat, openai_completions
 from qwenproxy.wire.events import UsageReport
 from qwenproxy.wire.history import decode_content, text_of
@@ -33,6 +34,7 @@ REQUEST_FIELDS = (
     "dialect",
     "match",
     "upstream",
+    "recorded",
     "response__response_id",
     "response__status",
     "response__finish_reason",
@@ -47,6 +49,7 @@ _REQUEST_BODY_FIELDS = (
     "parameters",
     "attempts",
     "user_agent",
+    "headers",
     "account__name",
     "upstream_request",
     "upstream_text_digest",
@@ -86,6 +89,7 @@ _RESPONSE_BODY_FIELDS = (
     "request__dialect",
     "request__upstream_request",
     "request__created_at",
+    "request__recorded",
 )
 
 
@@ -105,6 +109,7 @@ def request_object(row: Mapping[str, Any]) -> JSONObject:
         "dialect": row["dialect"],
         "match": row["match"],
         "upstream": row["upstream"],
+        "recorded": row["recorded"],
         "response_summary": _summary(row),
     }
 
@@ -164,15 +169,19 @@ def load_request(request_pk: int) -> JSONObject:
     system: Any = json.loads_text(row["system__body"] or "[]")
     messages: list[JSONObject] = [*system, *line]
     tools = json.loads_text(row["tools__body"] or "null")
-    upstream_request, is_exact = _upstream_request(row, messages, tools)
+    has_content = row["recorded"] == Recorded.EVERYTHING
+    upstream_request, is_exact = (
+        _upstream_request(row, messages, tools) if has_content else (None, None)
+    )
     response = Response.objects.filter(request=request_pk)
     response_row = response.values(*RESPONSE_FIELDS, *_RESPONSE_BODY_FIELDS).first()
     return {
         **request_object(row),
         "user_agent": row["user_agent"],
+        "headers": json.loads_text(row["headers"] or "{}"),
         "account": row["account__name"],
         "attempts": json.loads_text(row["attempts"]),
-        "openai_request": _openai_request(row, messages, tools),
+        "openai_request": _openai_request(row, messages, tools) if has_content else None,
         "qwen_request": upstream_request,
         "qwen_request_exact": is_exact,
         "response": None if response_row is None else _with_bodies(response_row),
@@ -253,7 +262,7 @@ def _answering_model(row: Mapping[str, Any]) -> str:
 
 def _openai_response(row: Mapping[str, Any]) -> JSONObject | None:
     """The answer, or the part of one that arrived, in the form of the client's protocol."""
-    if row["reply__content"] is None:
+    if row["reply__content"] is None or row["request__recorded"] != Recorded.EVERYTHING:
         return None
     message = decode_content(row["reply__role"], row["reply__content"])
     created = milliseconds(row["request__created_at"]) // 1000

@@ -41,6 +41,9 @@ class RequestObject(Schema):
     upstream: str = Field(
         description="What was done upstream: whole (it keeps no chats), new, continued, or rebuilt and why."
     )
+    recorded: str = Field(
+        description="What the key let be recorded: everything, or metadata (no content)."
+    )
     response_summary: ResponseSummary | None
 
 
@@ -102,8 +105,9 @@ class ResponseDetail(ResponseBodies):
 
 
 class RequestDetail(RequestObject):
-    openai_request: dict[str, Any] = Field(
-        description="The body, rebuilt: equal to the one sent up to the form of repeated messages."
+    openai_request: dict[str, Any] | None = Field(
+        description="The body, rebuilt: equal to the one sent up to the form of repeated messages; null "
+        "where no content is recorded."
     )
     qwen_request: dict[str, Any] | None = Field(description="What went upstream, rebuilt.")
     qwen_request_exact: bool | None = Field(
@@ -111,6 +115,7 @@ class RequestDetail(RequestObject):
     )
     attempts: list[dict[str, Any]] = Field(description="The accounts asked, in their order.")
     user_agent: str
+    headers: dict[str, str] = Field(description="Those that QWENPROXY_RECORD_HEADERS names.")
     account: str | None
     response: ResponseBodies | None
 

@@ -23,6 +23,7 @@ from qwenproxy.transaction import Transaction
 from qwenproxy.wire import json
 from qwenproxy.wire.events import Event, Sent, pack
 from qwenproxy.wire.history import Node
+from requests_app.keeping import KEEP, Keep
 from requests_app.models import Blob, Partial, Request, Response
 from sessions_app.models import Message, Session, UpstreamChat
 from sessions_app.resolver import Match, Resolution, explicit_session_id, resolve
@@ -63,6 +64,9 @@ class Opening:
     line: Sequence[Node]
     created_at: datetime
     session_ttl: timedelta
+    # Compact JSON object of the headers that are kept; empty: none.
+    headers: str = ""
+    keep: Keep = KEEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,7 @@ class Closing:
     upstream_id: str | None = None
     upstream_parent_id: str | None = None
     has_partials: bool = False
+    keep: Keep = KEEP
 
 
 @dataclass(slots=True)
@@ -204,6 +209,7 @@ VALUES ({", ".join([_MARK] * len(_BLOB_FIELDS))}) ON CONFLICT (api_key_id, diges
 _REQUEST_FIELDS = (
     "request_id", "session", "api_key", "parameters", "dialect", "method", "path", "model",
     "stream", "user_agent", "match", "upstream", "attempts", "upstream_request", "created_at",
+    "recorded", "headers",
 )  # fmt: skip
 _REQUEST_INSERT = f"""
 INSERT INTO {_table(Request)}
@@ -340,15 +346,15 @@ def _session_row(tx: Transaction, turn: Opening, opened: Opened) -> Sequence[Any
 
 def _insert_blobs(tx: Transaction, turns: Sequence[Opening]) -> None:
     blobs = {
-        (turn.api_key_id, blob.digest): blob
+        (turn.api_key_id, blob.digest): (turn, blob)
         for turn in turns
         for blob in (turn.system, turn.tools)
         if blob is not None
     }
     if blobs:
         rows = [
-            (key_id, b.digest, b.kind, b.body)
-            for (key_id, _), b in sorted(blobs.items(), key=lambda item: item[0])
+            (key_id, b.digest, b.kind, turn.keep.blob(b))
+            for (key_id, _), (turn, b) in sorted(blobs.items(), key=lambda item: item[0])
         ]
         tx.executemany(_BLOB_INSERT, rows)
 
@@ -361,8 +367,8 @@ def _insert_lines(tx: Transaction, pairs: Sequence[tuple[Opening, Opened]]) -> N
         for position in range(opened.resolution.stored, len(turn.line)):
             node = turn.line[position]
             row = (
-                opened.session_id, node.digest, node.role, node.content, turn.dialect, position,
-                False, now,
+                opened.session_id, node.digest, node.role, turn.keep.content(node), turn.dialect,
+                position, False, now,
             )  # fmt: skip
             if position == 0:
                 first.append(row)
@@ -384,7 +390,7 @@ def _request_row(tx: Transaction, turn: Opening, opened: Opened) -> Sequence[Any
     return (
         turn.request_id, opened.session_id, turn.api_key_id, turn.parameters, turn.dialect,
         turn.method, turn.path, turn.model, turn.stream, turn.user_agent, opened.match, "", "[]",
-        "", tx.time(turn.created_at), *digests, opened.session_id,
+        "", tx.time(turn.created_at), turn.keep.recorded, turn.headers, *digests, opened.session_id,
         *(digest is not None for digest in digests),
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from qwenproxy.logs import JSONFormatter, TextFormatter
+from qwenproxy.wire.redaction import compile_rules
 
 
 @pytest.fixture
@@ -38,3 +39,15 @@ def test_json_lines_are_one_object_each(record):
     assert line["message"] == "turn failed: upstream_error"
     assert (line["request_id"], line["status"], line["level"]) == ("req_1", 502, "WARNING")
     assert "ValueError: bad" in line["exception"]
+
+
+def test_rules_hold_for_log_lines(record, settings):
+    settings.REDACTION = compile_rules(["@email"])
+    record.args = ("no mailbox ann@example.org",)
+    assert "no mailbox [redacted]" in TextFormatter().format(record)
+    try:
+        raise ValueError("ann@example.org")
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    for formatter in (TextFormatter(), JSONFormatter()):
+        assert "ann@" not in formatter.format(record)

@@ -9,7 +9,7 @@ from qwenproxy.proxy.dialect import Dialect
 from qwenproxy.proxy.gateway import GatewayRequest
 from qwenproxy.proxy.models import route_allowed
 from qwenproxy.proxy.turn import Caller, Turn
-from qwenproxy.wire import openai_chat, openai_completions
+from qwenproxy.wire import json, openai_chat, openai_completions
 from qwenproxy.wire.events import UsageReport
 from qwenproxy.wire.json import JSONObject
 
@@ -58,12 +58,20 @@ async def create_completion(request: GatewayRequest) -> HttpResponseBase:
 
 async def _start(request: GatewayRequest, dialect: Dialect, body: schemas.Body) -> HttpResponseBase:
     headers = dict(request.scope["headers"])
+    recorded = {
+        name: headers[name.encode()].decode("utf-8", "replace")
+        for name in request.gateway.settings.record_headers
+        if name.encode() in headers
+    }
     caller = Caller(
         api_key_id=request.auth.id,
         method=request.method or "POST",
         path=request.path,
-        user_agent=headers.get(b"user-agent", b"").decode("utf-8", "replace"),
+        user_agent=recorded.pop("user-agent", ""),
         external_id=schemas.external_session_id(headers, body),
+        limits=request.auth.limits,
+        recorded=request.auth.recorded,
+        headers=json.dumps_text({**recorded}) if recorded else "",
     )
     route = await route_allowed(request, body.model)
     turn = Turn(request.gateway, dialect, caller, body, route)

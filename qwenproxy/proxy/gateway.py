@@ -10,6 +10,7 @@ from django.http import HttpRequest
 
 from qwenproxy.access.auth import KeyInfo
 from qwenproxy.proxy.routing import Routing
+from qwenproxy.wire.redaction import Redaction
 from requests_app.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ class TurnSettings:
     parent_rule: str
     # finish or cancel; empty: as the upstream has it.
     on_client_left: str
+    redaction: Redaction
+    # Lower-case names of request headers that are stored.
+    record_headers: frozenset[str]
 
 
 @dataclass(slots=True, eq=False)

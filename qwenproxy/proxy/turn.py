@@ -53,6 +53,7 @@ from qwenproxy.wire.events import (
     ToolCallDelta,
 )
 from qwenproxy.wire.json import JSONObject
+from requests_app.keeping import choose_keep
 from requests_app.writes import BlobText, ChatRow, Closing, Opened, Opening
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,10 @@ class Caller:
     path: str
     user_agent: str
     external_id: str | None
+    # What the key lets be recorded (`access.models.Recorded`).
+    recorded: str
+    # Compact JSON object of the other headers that are recorded; empty: none.
+    headers: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -176,6 +181,8 @@ class Turn:
             line=history.chain(caller.api_key_id, line),
             created_at=datetime.now(UTC),
             session_ttl=self.gateway.recorder.session_ttl,
+            headers=json.plain(caller.headers),
+            keep=choose_keep(caller.recorded, self.gateway.settings.redaction),
         )
 
     # Its run.
@@ -486,6 +493,7 @@ class Turn:
             chat=self._chat_row(started),
             upstream_id=started.response_id if status == "completed" else None,
             upstream_parent_id=started.parent_id,
+            keep=self._opening.keep,
         )
 
     def _chat_row(self, started: Started) -> ChatRow | None:

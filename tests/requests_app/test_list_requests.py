@@ -56,6 +56,7 @@ def test_every_field(records, api_key):
             "dialect": "chat",
             "match": "new",
             "upstream": "new",
+            "recorded": "everything",
             "response_summary": {
                 "response_id": response_row.response_id,
                 "status": "completed",

@@ -1,0 +1,209 @@
+"""What is stored of a turn: everything, what the redaction rules leave, or no content at all.
+
+Decided when the turn opens, by its key (`access.models.Recorded`) and the settings, and applied by the
+recorder before anything reaches the database. Digests are always those of the true messages, so that
+a conversation goes on, upstream too, whatever is kept of it. What a client or an upstream reads is
+never changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from django.conf import settings
+
+from qwenproxy.access.models import Recorded
+from qwenproxy.wire import history, json
+from qwenproxy.wire.events import Event, Sent
+from qwenproxy.wire.history import Node
+from qwenproxy.wire.json import JSONObject, JSONValue
+from qwenproxy.wire.redaction import (
+    RedactedStream,
+    Redaction,
+    code_of,
+    redact_event,
+    without_content,
+)
+
+if TYPE_CHECKING:
+    # They hold a `Keep` each.
+    from requests_app.writes import BlobText, Closing, Opening
+
+Feed = Callable[[Sequence[Event]], Sequence[Event]]
+
+
+class Keep:
+    """Everything, as it is."""
+
+    recorded = Recorded.EVERYTHING.value
+
+    def opening(self, opening: Opening) -> Opening:
+        return opening
+
+    def content(self, node: Node) -> str:
+        """A message as it is stored."""
+        return node.content
+
+    def blob(self, blob: BlobText) -> str:
+        return blob.body
+
+    def closing(self, closing: Closing) -> Closing:
+        return closing
+
+    def feed(self) -> Feed:
+        """Make what turns the events of one running answer into those that may be stored."""
+        return lambda events: events
+
+
+class KeepRedacted(Keep):
+    """Everything but what the rules match."""
+
+    # System texts and tools come with every request, and few are different.
+    _MEMO_BLOBS = 256
+
+    def __init__(self, redaction: Redaction, secret: str) -> None:
+        self._redaction = redaction
+        self._secret = secret.encode()
+        self._bodies: OrderedDict[bytes, str] = OrderedDict()
+
+    def opening(self, opening: Opening) -> Opening:
+        text = self._redaction.text
+        return replace(
+            opening,
+            user_id=self._identity(opening.user_id),
+            external_id=self._identity(opening.external_id),
+            user_agent=text(opening.user_agent),
+            title=text(opening.title),
+            parameters=self._json(opening.parameters),
+            headers=self._json(opening.headers),
+        )
+
+    def content(self, node: Node) -> str:
+        return history.encode_content(self._redaction.object(node.message))
+
+    def blob(self, blob: BlobText) -> str:
+        body = self._bodies.pop(blob.digest, None)
+        body = self._json(blob.body) if body is None else body
+        self._bodies[blob.digest] = body
+        if len(self._bodies) > self._MEMO_BLOBS:
+            self._bodies.popitem(last=False)
+        return body
+
+    def closing(self, closing: Closing) -> Closing:
+        error = closing.error_message
+        reply, sent = closing.reply, closing.sent
+        return replace(
+            closing,
+            reply=reply and Node(reply.digest, self._redaction.object(reply.message)),
+            reasoning=self._redaction.text(closing.reasoning),
+            error_message=None if error is None else self._redaction.text(error),
+            upstream_response=self._json(closing.upstream_response),
+            attempts=self._json(closing.attempts),
+            sent=sent and self._sent(sent),
+        )
+
+    def feed(self) -> Feed:
+        return RedactedStream(self._redaction).feed
+
+    def _sent(self, sent: Sent) -> Sent:
+        kept = redact_event(self._redaction, sent)
+        assert isinstance(kept, Sent)
+        return kept
+
+    def _json(self, text: str) -> str:
+        return json.dumps_text(self._redaction.value(json.loads_text(text))) if text else text
+
+    def _identity(self, text: str | None) -> str | None:
+        """Two users, or conversations, must stay two: what identifies them is replaced by a digest."""
+        if text is None or self._redaction.text(text) == text:
+            return text
+        digest = hmac.digest(self._secret, text.encode("utf-8", "surrogatepass"), hashlib.sha256)
+        return f"redacted-{digest.hex()[:32]}"
+
+
+class KeepMetadata(Keep):
+    """Digests, counts, ids and times: no text of either side."""
+
+    recorded = Recorded.METADATA.value
+
+    def opening(self, opening: Opening) -> Opening:
+        return replace(
+            opening,
+            title="",
+            parameters=self._figures(opening.parameters),
+            system=None,
+            tools=None,
+        )
+
+    def content(self, node: Node) -> str:
+        return history.encode_content({"role": node.role})
+
+    def closing(self, closing: Closing) -> Closing:
+        reply, sent = closing.reply, closing.sent
+        return replace(
+            closing,
+            reply=reply and Node(reply.digest, {"role": reply.role}),
+            reasoning="",
+            error_message=closing.error_code,
+            upstream_response=self._without_text(closing.upstream_response),
+            attempts=self._without_messages(closing.attempts),
+            sent=sent and _bare(sent),
+        )
+
+    def feed(self) -> Feed:
+        return _without_content
+
+    @staticmethod
+    def _figures(parameters: str) -> str:
+        """Members that are numbers, true or false: `temperature`, `max_tokens`, `stream`."""
+        found = json.loads_text(parameters)
+        assert isinstance(found, dict)
+        return json.dumps_text(
+            {name: value for name, value in found.items() if isinstance(value, int | float)}
+        )
+
+    @staticmethod
+    def _without_text(upstream_response: str) -> str:
+        found = json.loads_text(upstream_response or "{}")
+        assert isinstance(found, dict)
+        kept: JSONObject = {
+            name: value for name, value in found.items() if name not in ("raw_text", "error_body")
+        }
+        return json.dumps_text(kept) if kept else ""
+
+    @staticmethod
+    def _without_messages(attempts: str) -> str:
+        found = json.loads_text(attempts)
+        assert isinstance(found, list)
+        kept: list[JSONValue] = [
+            {**attempt, "cause": code_of(attempt.get("cause"))}
+            for attempt in found
+            if isinstance(attempt, dict)
+        ]
+        return json.dumps_text(kept)
+
+
+def _bare(sent: Sent) -> Sent:
+    kept = without_content(sent)
+    assert isinstance(kept, Sent)
+    return kept
+
+
+def _without_content(events: Iterable[Event]) -> list[Event]:
+    return [kept for event in events if (kept := without_content(event)) is not None]
+
+
+KEEP = Keep()
+_METADATA = KeepMetadata()
+
+
+def choose_keep(recorded: str, redaction: Redaction) -> Keep:
+    """What is kept of a turn whose key has this setting."""
+    if recorded != Recorded.EVERYTHING.value:
+        return _METADATA
+    return KeepRedacted(redaction, settings.SECRET_KEY) if redaction else KEEP
