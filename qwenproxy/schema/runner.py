@@ -40,6 +40,7 @@ from qwenproxy.schema.refusals import (
     MigrationFailedPartWay,
     SchemaRefusal,
 )
+from qwenproxy.schema.rewrites import Rewrites
 
 _ATTEMPTS = 5
 
@@ -91,8 +92,9 @@ class Run:
         self._events: dict[MigrationName, MigrationEvent] = {}
         self._buffered: list[MigrationEvent] = []
         self._uncommitted: list[MigrationEvent] = []
-        # The migration that runs, since when, and whether it is outside the transaction.
+        # The migration that runs, what it rewrites, since when, and whether it is outside the transaction.
         self._current: MigrationEvent | None = None
+        self._rewrites: Rewrites | None = None
         self._begun = 0.0
         self._is_alone = False
         self._batch: ExitStack | None = None
@@ -134,7 +136,7 @@ class Run:
 
     @contextmanager
     def _attempt(self) -> Iterator[None]:
-        self._has_begun, self._current = False, None
+        self._has_begun, self._current, self._rewrites = False, None, None
         pre_migrate.connect(self._begin, weak=False, dispatch_uid=self.id)
         try:
             with self._connection.execute_wrapper(self._watch):
@@ -210,10 +212,13 @@ class Run:
         else:
             self._close_batch()
             engine.drop_invalid_indexes(self._connection, migration)
+        self._rewrites = Rewrites(self._connection, migration)
 
     def _succeed(self, migration: Migration, *, fake: bool) -> None:
         assert self._current is not None
+        assert self._rewrites is not None
         event = self._current
+        event.rows = self._rewrites.settle() or None
         if fake and event.action == "apply":
             event.action = "fake"
         if migration.app_label == MigrationEvent._meta.app_label:
@@ -221,7 +226,7 @@ class Run:
         event.status = "ok"
         event.ms = round((time.monotonic() - self._begun) * 1000)
         self._history.update(event)
-        self._current = None
+        self._current = self._rewrites = None
         self.progress.done += 1
         if self._is_alone or self._options.transactions == "each":
             self._close_batch()
@@ -236,11 +241,17 @@ class Run:
         self.progress.statement, self.progress.since = sql, time.monotonic()
         if self._batch is None and self._is_alone and _is_record(sql):
             self._open_batch_for_record()
+        rewrites = self._rewrites
+        if rewrites is not None:
+            rewrites.before(sql)
         try:
-            return execute(sql, params, many, context)
+            result = execute(sql, params, many, context)
         except DatabaseError as exc:
             self._refused_statement = (exc, sql)
             raise
+        if rewrites is not None:
+            rewrites.after(sql)
+        return result
 
     # The transaction
 

@@ -98,7 +98,18 @@ class Project:
         out, err = process.communicate(timeout=120)
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
+    @property
+    def is_postgresql(self) -> bool:
+        return bool(self.environ["DATABASE_URL"])
+
     def query(self, sql: str) -> list[tuple[Any, ...]]:
+        if self.is_postgresql:
+            # Only where there is a server.
+            import psycopg
+
+            with psycopg.connect(self.environ["DATABASE_URL"]) as server:
+                found = server.execute(sql)
+                return found.fetchall() if found.description else []
         with closing(sqlite3.connect(self.database)) as connection:
             rows = connection.execute(sql).fetchall()
             connection.commit()
