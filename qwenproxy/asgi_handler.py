@@ -35,7 +35,16 @@ from qwenproxy.wire import json
 
 logger = logging.getLogger(__name__)
 
-_EXPOSED = "x-request-id, x-session-id, retry-after"
+_EXPOSED = ", ".join(
+    (
+        "x-request-id, x-session-id, retry-after, retry-after-ms",
+        *(
+            f"x-ratelimit-{what}-{of}"
+            for what in ("limit", "remaining", "reset")
+            for of in ("requests", "tokens")
+        ),
+    )
+)
 # A body over the limit is read to its end before it is refused, up to this many times the limit:
 # clients that send all before they read would see a reset in place of the answer. One that says it is
 # larger is refused at once.
@@ -172,7 +181,7 @@ class LeanHandler:
             asked = next(
                 (v for n, v in scope["headers"] if n == b"access-control-request-headers"), b"*"
             )
-            headers["Access-Control-Allow-Methods"] = "GET, POST, DELETE, OPTIONS"
+            headers["Access-Control-Allow-Methods"] = "GET, POST, PATCH, DELETE, OPTIONS"
             headers["Access-Control-Allow-Headers"] = asked.decode("latin-1")
             headers["Access-Control-Max-Age"] = "86400"
         return headers

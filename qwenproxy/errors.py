@@ -7,7 +7,8 @@
      |   +- UpstreamTimeout 504 . UpstreamRateLimited 429 . UpstreamChallenged 503
      |   +- UpstreamAuthExpired 503 . UpstreamRefused 400/403 . ContextLengthExceeded 400
      |   +- UpstreamProtocolError 502 . AnswerTooLong 502 . UpstreamChatBusy 409 . UpstreamChatGone 409
-     +- NoUpstream 503 . RecorderUnavailable 503 . SchemaNotReady 503 . ShuttingDown 503
+     +- NoUpstream 503 . UpstreamBusy 503 . NoAccountReady 503 (AllRateLimited 429)
+     +- RecorderUnavailable 503 . SchemaNotReady 503 . ShuttingDown 503
 
 `UpstreamChatBusy` and `UpstreamChatGone` are answered by opening another upstream chat; a client sees
 one only where that failed as well. Lower layers' errors are mapped to these once, at the border.
@@ -16,6 +17,9 @@ one only where that failed as well. Lower layers' errors are mapped to these onc
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 from qwenproxy.wire.json import JSONObject
@@ -33,6 +37,8 @@ class GatewayError(Exception):
     code: ClassVar[str | None] = None
     retryable: ClassVar[bool] = False
     log_level: ClassVar[int] = logging.ERROR
+    # Of the answer, besides `Retry-After`.
+    headers: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self,
@@ -85,10 +91,25 @@ class BodyTooLarge(GatewayError):
 
 
 class RateLimited(GatewayError):
+    """A limit of the client's key; `reason` names it in metrics."""
+
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
     log_level = logging.INFO
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str = "requests",
+        code: str | None = None,
+        retry_after_s: float | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(message, code=code, retry_after_s=retry_after_s)
+        self.reason = reason
+        self.headers = headers
 
 
 class UpstreamError(GatewayError):
@@ -181,6 +202,31 @@ class NoUpstream(GatewayError):
     log_level = logging.WARNING
 
 
+class UpstreamBusy(GatewayError):
+    """Every account has as many calls as it may, and none ended in time."""
+
+    status = 503
+    type = "upstream_error"
+    code = "upstream_busy"
+    retryable = True
+    log_level = logging.WARNING
+
+
+class NoAccountReady(GatewayError):
+    """Every account that serves the model is kept out; the message names states and ways out."""
+
+    status = 503
+    type = "upstream_error"
+    code = "no_account_ready"
+    retryable = True
+    log_level = logging.WARNING
+
+
+class AllRateLimited(NoAccountReady):
+    status = 429
+    type = "rate_limit_error"
+
+
 class RecorderUnavailable(GatewayError):
     status = 503
     type = "recorder_error"
@@ -215,7 +261,10 @@ def to_openai_error(error: GatewayError) -> JSONObject:
 
 
 def error_headers(error: GatewayError) -> dict[str, str]:
-    """Headers that belong to an error answer: `Retry-After` in whole seconds where it is known."""
-    if error.retry_after_s is None:
-        return {}
-    return {"Retry-After": str(max(1, round(error.retry_after_s)))}
+    """Headers that belong to an error answer: `Retry-After` where it is known, never too short."""
+    headers = dict(error.headers)
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        # OpenAI's clients read it first.
+        headers["retry-after-ms"] = str(max(1, math.ceil(error.retry_after_s * 1000)))
+    return headers

@@ -29,6 +29,11 @@ TOKENS = Counter(
 )
 RUNNING = Gauge("qwenproxy_turns_running", "Answers that are being given now.")
 RECORDER_QUEUE = Gauge("qwenproxy_recorder_queue", "Writes that wait for the recorder.")
+REFUSED = Counter(
+    "qwenproxy_turns_refused",
+    "Turns that a limit of their key kept from beginning.",
+    ["reason"],
+)
 UNRECORDED = Gauge(
     "qwenproxy_unrecorded_answers", "Answers whose session was deleted while they ran."
 )

@@ -99,9 +99,10 @@ class KeyUsage(models.Model):
 
     pk = models.CompositePrimaryKey("api_key", "span", "slot")
     api_key = models.ForeignKey(ApiKey, on_delete=models.CASCADE, db_index=False)
-    # minute: slots of a quarter of a second, summed over the last 60; day, month.
+    # minute: slots of a quarter of a second, summed over the last 60; day; month; live: what runs.
     span = models.CharField(max_length=6)
-    # Begin of the slot: quarters of a second since 1970; days since 1970; months since year 0.
+    # Begin of the slot: quarters of a second since 1970; days since 1970; months since year 0. Of live
+    # turns, the process (`requests_app.usage`).
     slot = models.BigIntegerField()
     requests = models.BigIntegerField()
     # What running turns have reserved is in it, until their end puts the true count in its place.

@@ -152,7 +152,8 @@ def test_failing_before_the_head_is_a_status(sse):
         server = case.server
         assert server.status == 429
         assert server.headers["content-type"] == "application/json"
-        assert server.headers["retry-after"] == "2"
+        assert server.headers["retry-after"] == "3"
+        assert server.headers["retry-after-ms"] == "2400"
         assert json.loads(server.body)["error"]["code"] == "rate_limit_exceeded"
         assert server.is_whole
 
