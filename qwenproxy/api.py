@@ -10,6 +10,7 @@ from ninja.errors import HttpError, ValidationError
 
 from qwenproxy import __version__
 from qwenproxy.access.auth import ApiKeyAuth
+from qwenproxy.access.keys_api import router as keys_router
 from qwenproxy.asgi_handler import error_response
 from qwenproxy.errors import GatewayError, InvalidRequest
 from qwenproxy.proxy import chat, models
@@ -105,6 +106,7 @@ _records_key = ApiKeyAuth(scope="records")
 # Statistics and a session's requests have paths that the other router would take for ids.
 api.add_router("", requests_router, auth=_records_key, tags=["records"])
 api.add_router("", sessions_router, auth=_records_key, tags=["records"])
+api.add_router("/keys", keys_router, auth=ApiKeyAuth(scope="admin"), tags=["keys"])
 
 # For operators: not a part of the API that clients are written for, nor of its documentation.
 operations_api = NinjaAPI(
@@ -124,7 +126,8 @@ def _on_gateway_error(request: HttpRequest, error: GatewayError) -> HttpResponse
 def _on_validation_error(request: HttpRequest, error: ValidationError) -> HttpResponse:
     first = error.errors[0]
     param = ".".join(str(part) for part in first["loc"][1:])
-    return error_response(InvalidRequest(f"{param}: {first['msg']}", param=param))
+    code = f"invalid_{param}" if first["loc"][0] == "query" else None
+    return error_response(InvalidRequest(f"{param}: {first['msg']}", param=param, code=code))
 
 
 @operations_api.exception_handler(HttpError)

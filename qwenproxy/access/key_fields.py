@@ -135,18 +135,23 @@ _CLEANERS: Mapping[str, Callable[[object], Any]] = {
 FIELDS = tuple(_CLEANERS)
 
 
-def set_fields(api_key: ApiKey, values: Mapping[str, object]) -> None:
-    """Put the values on the row, without saving it.
-
-    Raises:
-        InvalidKey: naming the first field that is unknown, or whose value cannot be kept.
-    """
+def check_names(values: Iterable[str]) -> None:
+    """Raise `InvalidKey` for the first name that is no field to set."""
     for name in values:
         if name not in _CLEANERS:
             raise InvalidKey(
                 f"a key has no field {name[:50]!r} to set; there are {', '.join(FIELDS)}",
                 field=name[:50],
             )
+
+
+def set_fields(api_key: ApiKey, values: Mapping[str, object]) -> None:
+    """Put the values on the row, without saving it.
+
+    Raises:
+        InvalidKey: naming the first field that is unknown, or whose value cannot be kept.
+    """
+    check_names(values)
     cleaned = {name: _CLEANERS[name](value) for name, value in values.items()}
     for name, value in cleaned.items():
         setattr(api_key, name, value)
