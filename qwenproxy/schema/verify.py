@@ -99,7 +99,8 @@ class _Table:
 
     def _missing_key(self) -> Iterator[Difference]:
         key = [field.column for field in self._model._meta.pk_fields]
-        if any(found["primary_key"] and found["columns"] == key for found in self._all()):
+        # Introspection gives the columns of SQLite's keys in the table's order.
+        if any(found["primary_key"] and set(found["columns"]) == set(key) for found in self._all()):
             return
         quote = self._connection.ops.quote_name
         columns = ", ".join(quote(str(column)) for column in key)
