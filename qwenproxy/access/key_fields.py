@@ -15,6 +15,7 @@ from typing import Any
 from django.utils import timezone
 
 from qwenproxy.access.models import SCOPES, ApiKey, Recorded
+from qwenproxy.access.rest import milliseconds
 from qwenproxy.wire.json import JSONObject
 
 # Of the columns; budgets stay within what a JSON number keeps exactly everywhere.
@@ -24,6 +25,13 @@ MAX_LIMITS: Mapping[str, int] = {
     "max_concurrent": 2**31 - 1,
     "tokens_per_day": 2**53 - 1,
     "tokens_per_month": 2**53 - 1,
+}
+_LIMIT_UNITS: Mapping[str, str] = {
+    "requests_per_minute": "requests/minute",
+    "tokens_per_minute": "tokens/minute",
+    "max_concurrent": "at once",
+    "tokens_per_day": "tokens/day",
+    "tokens_per_month": "tokens/month",
 }
 MAX_NAME_CHARS = ApiKey._meta.get_field("name").max_length or 0
 MAX_PATTERNS = 100
@@ -168,8 +176,30 @@ def state_of(api_key: ApiKey, now: datetime) -> str:
     return "expired" if is_expired(api_key, now) else "active"
 
 
+def state_text(api_key: ApiKey, now: datetime) -> str:
+    """The state for a person's eyes: `active`, `expires in 3 days`, `revoked`."""
+    state = state_of(api_key, now)
+    if state != "active" or api_key.expires_at is None:
+        return state
+    left = api_key.expires_at - now
+    if left < timedelta(hours=2):
+        return f"expires in {left // timedelta(minutes=1)} minutes"
+    if left < timedelta(days=2):
+        return f"expires in {left // timedelta(hours=1)} hours"
+    return f"expires in {left.days} days"
+
+
+def limits_text(api_key: ApiKey) -> str:
+    """The limits for a person's eyes, such as `60 requests/minute, 4 at once`; none: empty."""
+    return ", ".join(
+        f"{limit:,} {unit}"
+        for name, unit in _LIMIT_UNITS.items()
+        if (limit := getattr(api_key, name)) is not None
+    )
+
+
 def describe(api_key: ApiKey) -> JSONObject:
-    """The key as REST and `listapikeys --json` show it: everything but its secret's hashes."""
+    """The key as JSON: everything but its secret's hashes."""
     now = timezone.now()
     overlap = api_key.previous_expires_at
     return {
@@ -178,11 +208,11 @@ def describe(api_key: ApiKey) -> JSONObject:
         "prefix": api_key.prefix,
         "state": state_of(api_key, now),
         "scopes": [*api_key.scopes.split()],
-        "created_at": _milliseconds(api_key.created_at),
-        "expires_at": _milliseconds(api_key.expires_at),
-        "revoked_at": _milliseconds(api_key.revoked_at),
+        "created_at": milliseconds(api_key.created_at),
+        "expires_at": milliseconds(api_key.expires_at),
+        "revoked_at": milliseconds(api_key.revoked_at),
         # Null once the secret before the last rotation is no longer accepted.
-        "previous_expires_at": _milliseconds(overlap) if overlap and overlap > now else None,
+        "previous_expires_at": milliseconds(overlap) if overlap and overlap > now else None,
         "allowed_models": [*api_key.allowed_models.splitlines()],
         **{name: getattr(api_key, name) for name in MAX_LIMITS},
         "recorded": api_key.recorded,
@@ -206,7 +236,3 @@ def _read_moment(value: object) -> datetime:
         return timezone.now() + read_span(value)
     moment = datetime.fromisoformat(value.strip())
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
-
-
-def _milliseconds(moment: datetime | None) -> int | None:
-    return None if moment is None else (moment - _EPOCH) // timedelta(milliseconds=1)

@@ -6,13 +6,11 @@ to the database pool; what a field may hold is in `key_fields`.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from django.http import HttpRequest, HttpResponse
-from django.utils import timezone
 from ninja import Field, Query, Router, Schema
 
 from qwenproxy.access import keys
@@ -21,22 +19,18 @@ from qwenproxy.access.key_fields import (
     MAX_NAME_CHARS,
     InvalidKey,
     check_names,
-    describe,
 )
 from qwenproxy.access.models import SCOPES, ApiKey, Recorded
-from qwenproxy.access.usage import read_usage
+from qwenproxy.access.rest import MAX_ID, Milliseconds, answer, json_body, read_id, read_object
+from qwenproxy.access.usage import describe_keys
 from qwenproxy.database import run_in_db
 from qwenproxy.errors import InvalidRequest, NotFound
-from qwenproxy.wire import json
 from qwenproxy.wire.json import JSONObject
 
 router = Router(tags=["keys"])
 
-_MAX_ID = 2**63 - 1
 _MAX_OVERLAP_S = round(keys.MAX_OVERLAP.total_seconds())
 _OVERLAP_S = round(keys.ROTATION_OVERLAP.total_seconds())
-
-Milliseconds = int
 
 
 class Count(Schema):
@@ -87,19 +81,6 @@ class KeyList(Schema):
     next_cursor: str | None = Field(description="Give it as `cursor` to read on.")
 
 
-def _json_body(
-    properties: Mapping[str, Any], required: Sequence[str] = (), *, is_optional: bool = False
-) -> dict[str, Any]:
-    schema = {
-        "type": "object",
-        "required": list(required),
-        "properties": dict(properties),
-        "additionalProperties": False,
-    }
-    content = {"application/json": {"schema": schema}}
-    return {"requestBody": {"required": not is_optional, "content": content}}
-
-
 _FIELDS: Mapping[str, Any] = {
     "name": {"type": "string", "maxLength": MAX_NAME_CHARS},
     "scopes": {
@@ -135,8 +116,8 @@ _FIELDS: Mapping[str, Any] = {
 async def list_keys(
     request: HttpRequest,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
-    offset: Annotated[int, Query(ge=0, le=_MAX_ID - 1001)] = 0,
-    cursor: Annotated[int | None, Query(ge=1, le=_MAX_ID)] = None,
+    offset: Annotated[int, Query(ge=0, le=MAX_ID - 1001)] = 0,
+    cursor: Annotated[int | None, Query(ge=1, le=MAX_ID)] = None,
 ) -> HttpResponse:
     """List API keys, newest first, revoked ones too."""
     if cursor is not None and offset:
@@ -146,12 +127,10 @@ async def list_keys(
     return await _answer(lambda: _key_list(limit, offset, cursor))
 
 
-@router.post(
-    "", response={201: KeyWithSecret}, openapi_extra=_json_body(_FIELDS, required=["name"])
-)
+@router.post("", response={201: KeyWithSecret}, openapi_extra=json_body(_FIELDS, required=["name"]))
 async def create_key(request: HttpRequest) -> HttpResponse:
     """Create an API key. Its secret is in this answer, as `key`, and nowhere else."""
-    fields = _read_object(request)
+    fields = read_object(request)
 
     def create() -> JSONObject:
         # A secret of the client's own choice is none of them.
@@ -165,14 +144,14 @@ async def create_key(request: HttpRequest) -> HttpResponse:
 @router.get("/{key_id}", response={200: KeyObject})
 async def get_key(request: HttpRequest, key_id: str) -> HttpResponse:
     """Show one API key, and what it has used of its limits."""
-    pk = _read_id(key_id)
+    pk = read_id(key_id)
     return await _answer(lambda: _key_object(_require(pk)))
 
 
-@router.patch("/{key_id}", response={200: KeyObject}, openapi_extra=_json_body(_FIELDS))
+@router.patch("/{key_id}", response={200: KeyObject}, openapi_extra=json_body(_FIELDS))
 async def change_key(request: HttpRequest, key_id: str) -> HttpResponse:
     """Change what the body names; null takes a limit, the expiry or the list of models away."""
-    pk, fields = _read_id(key_id), _read_object(request)
+    pk, fields = read_id(key_id), read_object(request)
 
     def change() -> JSONObject:
         api_key = _require(pk)
@@ -185,7 +164,7 @@ async def change_key(request: HttpRequest, key_id: str) -> HttpResponse:
 @router.post(
     "/{key_id}/rotate",
     response={200: KeyWithSecret},
-    openapi_extra=_json_body(
+    openapi_extra=json_body(
         {
             "overlap_seconds": {
                 "type": "integer",
@@ -199,8 +178,8 @@ async def change_key(request: HttpRequest, key_id: str) -> HttpResponse:
 )
 async def rotate_key(request: HttpRequest, key_id: str) -> HttpResponse:
     """Give a key a new secret, in this answer as `key`; the present one works on for the overlap."""
-    pk = _read_id(key_id)
-    overlap = _read_overlap(_read_object(request) if request.body.strip() else {})
+    pk = read_id(key_id)
+    overlap = _read_overlap(read_object(request) if request.body.strip() else {})
 
     def rotate() -> JSONObject:
         api_key = _require(pk)
@@ -213,7 +192,7 @@ async def rotate_key(request: HttpRequest, key_id: str) -> HttpResponse:
 @router.delete("/{key_id}", response={200: KeyObject})
 async def revoke_key(request: HttpRequest, key_id: str) -> HttpResponse:
     """Revoke a key for good; its records stay. Revoking it again changes nothing."""
-    pk = _read_id(key_id)
+    pk = read_id(key_id)
 
     def revoke() -> JSONObject:
         api_key = _require(pk)
@@ -230,23 +209,7 @@ async def _answer(function: Callable[[], JSONObject], *, status: int = 200) -> H
         raise InvalidRequest(str(exc), status=409, code="key_not_in_use") from exc
     except InvalidKey as exc:
         raise InvalidRequest(str(exc), param=exc.field) from exc
-    return HttpResponse(
-        json.dumps(body),
-        status=status,
-        content_type="application/json",
-        # It may hold a secret.
-        headers={"Cache-Control": "no-store"},
-    )
-
-
-def _read_object(request: HttpRequest) -> dict[str, Any]:
-    try:
-        body = json.loads(request.body)
-    except json.JSONError as exc:
-        raise InvalidRequest(f"the body is not JSON: {exc}", code="invalid_json") from exc
-    if not isinstance(body, dict):
-        raise InvalidRequest("the body must be a JSON object", code="invalid_json")
-    return body
+    return answer(body, status=status)
 
 
 def _read_overlap(body: Mapping[str, Any]) -> timedelta:
@@ -262,22 +225,15 @@ def _read_overlap(body: Mapping[str, Any]) -> timedelta:
     return timedelta(seconds=seconds)
 
 
-def _read_id(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,40}", text):
-        raise InvalidRequest(f"{text[:100]!r} is not an id", param="id", code="invalid_id")
-    return int(text)
-
-
 def _require(pk: int) -> ApiKey:
-    # Beyond the column there is nothing, and asking would be an error.
-    api_key = ApiKey.objects.filter(pk=pk).first() if pk <= _MAX_ID else None
+    api_key = ApiKey.objects.filter(pk=pk).first()
     if api_key is None:
         raise NotFound("There is no such API key.", code="key_not_found")
     return api_key
 
 
 def _key_object(api_key: ApiKey) -> JSONObject:
-    return {**describe(api_key), "usage": read_usage([api_key], timezone.now()).get(api_key.pk)}
+    return describe_keys([api_key])[0]
 
 
 def _key_list(limit: int, offset: int, cursor: int | None) -> JSONObject:
@@ -287,10 +243,9 @@ def _key_list(limit: int, offset: int, cursor: int | None) -> JSONObject:
         rows = rows.filter(pk__lt=cursor)
     found = list(rows[offset : offset + limit + 1])
     page, has_more = found[:limit], len(found) > limit
-    usage = read_usage(page, timezone.now())
     return {
         "object": "list",
-        "data": [{**describe(row), "usage": usage.get(row.pk)} for row in page],
+        "data": [*describe_keys(page)],
         "total": total,
         "limit": limit,
         "offset": offset,

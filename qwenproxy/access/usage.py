@@ -5,16 +5,24 @@ The recorder counts (`requests_app.usage`), in the slots that `KeyUsage` describ
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from django.db.models import Q, Sum
+from django.utils import timezone
 
+from qwenproxy.access.key_fields import describe
 from qwenproxy.access.models import ApiKey, KeyUsage
 from qwenproxy.wire.json import JSONObject
 
 _SLOT = timedelta(milliseconds=250)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def describe_keys(api_keys: Sequence[ApiKey]) -> list[JSONObject]:
+    """The keys with their usage (null: not counted), as REST and `listapikeys --json` show them."""
+    usage = read_usage(api_keys, timezone.now())
+    return [{**describe(api_key), "usage": usage.get(api_key.pk)} for api_key in api_keys]
 
 
 def read_usage(api_keys: Iterable[ApiKey], now: datetime) -> dict[int, JSONObject]:

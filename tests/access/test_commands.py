@@ -1,4 +1,4 @@
-"""The commands for keys and accounts: what they print, store and refuse."""
+"""The commands for accounts: what they print, store and refuse."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from django.core.management import CommandError, call_command
 
-from qwenproxy.access import accounts, encryption, keys
-from qwenproxy.access.models import ApiKey, UpstreamAccount
+from qwenproxy.access import accounts, encryption
+from qwenproxy.access.models import UpstreamAccount
 from tests.access.test_accounts import make_account
 from tests.access.test_browser_request import COOKIES, bash
 from tests.access.test_session_tokens import jwt
@@ -31,29 +31,6 @@ def paste(monkeypatch):
         monkeypatch.setattr("sys.stdin", stdin)
 
     return put
-
-
-class TestCreateApiKey:
-    def test_the_secret_stands_alone_on_stdout(self):
-        out, err = run("createapikey", "agent")
-        assert out.count("\n") == 1
-        row = ApiKey.objects.get()
-        assert row.secret_hash == keys.hash_api_key(out.strip())
-        assert (row.name, row.scopes) == ("agent", "chat records")
-        assert out.strip() not in err
-
-    def test_scopes_are_chosen(self):
-        run("createapikey", "root", "--scopes", "admin, chat")
-        assert ApiKey.objects.get().scopes == "chat admin"
-
-    @pytest.mark.parametrize(
-        "arguments",
-        [("k", "--scopes", "root"), ("k", "--scopes", ","), ("",), ("x" * 101,)],
-    )
-    def test_what_cannot_be_is_refused(self, arguments):
-        with pytest.raises(CommandError):
-            run("createapikey", *arguments)
-        assert not ApiKey.objects.exists()
 
 
 class TestImportBrowserRequest:

@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from qwenproxy.access import keys, keys_api
 from qwenproxy.access.models import ApiKey, KeyUsage
+from qwenproxy.wire import json
 from tests.conftest import NO_TLS
 from tests.factories import make_api_key
 
@@ -155,7 +156,7 @@ def test_bodies_are_refused_by_field_and_nothing_is_changed(admin):
         "usage": {},
         "\ud800": 1,
     }.items():
-        body = keys_api.json.dumps({"name": "x", "tokens_per_day": 7, field: value})
+        body = json.dumps({"name": "x", "tokens_per_day": 7, field: value})
         for answer in (
             admin.post(KEYS, content=body),
             admin.patch(f"{KEYS}/{row.pk}", content=body),
