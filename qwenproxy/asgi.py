@@ -142,6 +142,7 @@ def _turn_settings() -> TurnSettings:
         upstream_retries=settings.UPSTREAM_RETRIES,
         parent_rule=settings.QWEN_PARENT_RULE,
         on_client_left=settings.ON_CLIENT_LEFT,
+        reserved_tokens=settings.RESERVED_TOKENS,
         redaction=settings.REDACTION,
         record_headers=settings.RECORD_HEADERS,
     )

@@ -243,6 +243,7 @@ UPSTREAM_RETRIES = _whole("QWENPROXY_UPSTREAM_RETRIES", 2, maximum=10)
 ON_CLIENT_LEFT = _text("QWENPROXY_ON_CLIENT_LEFT")
 if ON_CLIENT_LEFT not in ("", "finish", "cancel"):
     raise ImproperlyConfigured("QWENPROXY_ON_CLIENT_LEFT must be finish or cancel")
+RESERVED_TOKENS = _whole("QWENPROXY_RESERVED_TOKENS", 1024, minimum=1)
 DEFAULT_MODEL = _text("QWENPROXY_DEFAULT_MODEL")
 MODELS_TTL_S = _number("QWENPROXY_MODELS_TTL_S", 300, minimum=1)
 SESSION_TTL_H = _number("QWENPROXY_SESSION_TTL_H", 24)

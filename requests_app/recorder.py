@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,10 @@ from qwenproxy.transaction import (
 )
 from qwenproxy.wire.events import Event
 from requests_app.keeping import Feed
+from requests_app.limits import Refusal, Refusals, Standing
 from requests_app.liveness import WorkerLock
 from requests_app.settling import release_expired_chats, settle_dead_workers
+from requests_app.usage import Ledger, forget_worker, prune
 from requests_app.writes import (
     Closing,
     Opened,
@@ -112,6 +114,8 @@ class Recorder:
         self.session_ttl = session_ttl
         # Commits that found their session deleted.
         self.unrecorded = 0
+        self._refusals = Refusals()
+        self._ledger = Ledger(self.worker_id)
         self._lock = WorkerLock(self.worker_id, lock_directory, wait_s=deadline_s)
         self._is_registered = False
         self._queue_turns = queue_turns
@@ -169,11 +173,23 @@ class Recorder:
         """Resolve a turn and put it on record as in progress, before the upstream is asked.
 
         Raises:
+            RateLimited: a limit of the key keeps it from beginning; nothing was written.
             RecorderUnavailable: it could not be written before the deadline.
         """
-        opened: Opened = await self._submit(opening)
+        opened = await self._submit_open(opening)
         self._streams[opening.response_id] = _Stream(opening.keep.feed())
         return opened
+
+    async def _submit_open(self, opening: Opening) -> Opened:
+        key_id, limits, tokens = opening.api_key_id, opening.limits, opening.reserved_tokens
+        if limits and (known := self._refusals.find(key_id, limits, tokens)):
+            raise known.error()
+        outcome: Opened | Refusal = await self._submit(opening)
+        if isinstance(outcome, Refusal):
+            assert limits is not None
+            self._refusals.remember(key_id, limits, tokens, outcome)
+            raise outcome.error()
+        return outcome
 
     def append(self, response_id: str, events: Sequence[Event]) -> None:
         """Keep what a running answer brought for the next flush; memory only."""
@@ -243,6 +259,7 @@ class Recorder:
 
     async def _expire(self) -> None:
         await self._submit(lambda tx: release_expired_chats(tx, now=datetime.now(UTC)))
+        await self._submit(prune)
 
     async def _every(self, interval_s: float, work: Callable[[], Any]) -> None:
         while True:
@@ -336,11 +353,12 @@ class Recorder:
             self._is_registered = False
         wait_s = max(deadline - time.monotonic(), _SHORTEST_WAIT_S)
         with transaction(lock_wait_s=wait_s) as tx:
-            if attempt.outcomes is None or not self._is_written(tx, attempt.batch):
+            if attempt.outcomes is None or not self._is_written(tx, attempt):
                 if not self._is_registered:
                     self._register(tx)
                 attempt.outcomes = self._apply(tx, attempt)
         self._is_registered = True
+        self._ledger.committed()
         if attempt.unrecorded:
             self.unrecorded += attempt.unrecorded
             logger.info(
@@ -348,14 +366,18 @@ class Recorder:
             )
         return attempt.outcomes
 
-    def _is_written(self, tx: Transaction, batch: Sequence[_Work]) -> bool:
+    def _is_written(self, tx: Transaction, attempt: _Attempt) -> bool:
         """Whether a batch whose COMMIT was not answered is there; all or nothing of it is.
 
         One that opens no turn may be written twice: closings and partials replace what they wrote.
         """
-        openings = (work.item for work in batch if isinstance(work.item, Opening))
-        first = next(openings, None)
-        return first is not None and is_open(tx, first.request_id)
+        opened = (
+            work.item.request_id
+            for work, outcome in zip(attempt.batch, attempt.outcomes or (), strict=True)
+            if isinstance(work.item, Opening) and isinstance(outcome, Opened)
+        )
+        request_id = next(opened, None)
+        return request_id is not None and is_open(tx, request_id)
 
     def _apply(self, tx: Transaction, attempt: _Attempt) -> list[Any]:
         """Write a batch in its order: partials, commits, other writes, then what opens."""
@@ -374,13 +396,33 @@ class Recorder:
                     openings.append((index, opening.keep.opening(opening)))
                 case task:
                     tasks.append((index, task))
+        self._ledger.begin(tx, [opening for _, opening in openings], closings)
+        self._ledger.close(tx, closings)
         attempt.unrecorded = close_turns(tx, closings) if closings else 0
         for index, task in tasks:
             outcomes[index] = task(tx)
         if openings:
-            opened = open_turns(tx, [opening for _, opening in openings], worker_id=self.worker_id)
-            outcomes.update(zip((index for index, _ in openings), opened, strict=True))
+            outcomes |= self._open(tx, openings)
+        self._ledger.finish(tx)
         return [outcomes.get(index) for index in range(len(batch))]
+
+    def _open(
+        self, tx: Transaction, openings: Sequence[tuple[int, Opening]]
+    ) -> dict[int, Opened | Refusal]:
+        """Open the turns that the limits of their keys let in; an outcome each, by index."""
+        admitted = self._ledger.admit(tx, [opening for _, opening in openings])
+        outcomes: dict[int, Opened | Refusal] = {}
+        passed: list[tuple[int, Opening, Standing | None]] = []
+        for (index, opening), standing in zip(openings, admitted, strict=True):
+            if isinstance(standing, Refusal):
+                outcomes[index] = standing
+            else:
+                passed.append((index, opening, standing))
+        if passed:
+            opened = open_turns(tx, [turn for _, turn, _ in passed], worker_id=self.worker_id)
+            for (index, _, standing), turn in zip(passed, opened, strict=True):
+                outcomes[index] = turn if standing is None else replace(turn, standing=standing)
+        return outcomes
 
     def _register(self, tx: Transaction) -> None:
         tx.execute(
@@ -394,4 +436,5 @@ class Recorder:
             "UPDATE requests_app_response SET worker_id = NULL WHERE worker_id = %s",
             [self.worker_id],
         )
+        forget_worker(tx, self.worker_id)
         tx.execute("DELETE FROM requests_app_worker WHERE id = %s", [self.worker_id])

@@ -15,6 +15,7 @@ from qwenproxy.wire import history, json
 from qwenproxy.wire.events import Accumulator, Asked, unpack
 from qwenproxy.wire.json import JSONValue
 from requests_app.liveness import WorkerLock
+from requests_app.usage import count_interrupted, forget_worker
 from requests_app.writes import ChatRow, Closing, close_turns
 
 logger = logging.getLogger(__name__)
@@ -48,9 +49,14 @@ def settle_dead_workers(
         tx.execute(_RUNNING.format(worker="r.worker_id = %s"), [worker, _BATCH_TURNS])
         rows += tx.fetchall()
     rows = rows[:_BATCH_TURNS]
-    close_turns(tx, [_interrupted(tx, row, now, session_ttl) for row in rows])
+    closings = [_interrupted(tx, row, now, session_ttl) for row in rows]
+    close_turns(tx, closings)
+    count_interrupted(
+        tx, [(row[4], turn.total_tokens) for row, turn in zip(rows, closings, strict=True)]
+    )
     if not rows:
         for worker in dead:
+            forget_worker(tx, worker)
             tx.execute("DELETE FROM requests_app_worker WHERE id = %s", [worker])
             lock.forget(worker)
     return len(rows)

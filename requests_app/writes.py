@@ -18,12 +18,13 @@ from typing import Any
 
 from django.db.models import Model
 
-from qwenproxy.access.models import UpstreamAccount
+from qwenproxy.access.models import Limits, UpstreamAccount
 from qwenproxy.transaction import Transaction
 from qwenproxy.wire import json
 from qwenproxy.wire.events import Event, Sent, pack
 from qwenproxy.wire.history import Node
 from requests_app.keeping import KEEP, Keep
+from requests_app.limits import Standing
 from requests_app.models import Blob, Partial, Request, Response
 from sessions_app.models import Message, Session, UpstreamChat
 from sessions_app.resolver import Match, Resolution, explicit_session_id, resolve
@@ -67,6 +68,10 @@ class Opening:
     # Compact JSON object of the headers that are kept; empty: none.
     headers: str = ""
     keep: Keep = KEEP
+    # Of the key; null: none, and the turn is not counted.
+    limits: Limits | None = None
+    # What it may need at most, where a limit counts tokens.
+    reserved_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,8 @@ class Opened:
 
     session_id: str
     resolution: Resolution
+    # Null: the key has no limits.
+    standing: Standing | None = None
 
     @property
     def match(self) -> Match:

@@ -32,6 +32,8 @@ class TurnSettings:
     parent_rule: str
     # finish or cancel; empty: as the upstream has it.
     on_client_left: str
+    # Held of a key's token limits for an answer whose length the request does not bound.
+    reserved_tokens: int
     redaction: Redaction
     # Lower-case names of request headers that are stored.
     record_headers: frozenset[str]

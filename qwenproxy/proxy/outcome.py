@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from qwenproxy.access.models import Limits
 from qwenproxy.errors import UpstreamError
 from qwenproxy.proxy.schemas import Body
 from qwenproxy.wire import history, json
 from qwenproxy.wire.events import Accumulator, Started, UsageReport
 from qwenproxy.wire.json import JSONObject
+from requests_app.limits import counts_tokens
 
 # OpenAI's own estimate for English; Chinese text comes out close to it by bytes as well.
 _BYTES_PER_TOKEN = 4
@@ -41,6 +43,18 @@ def estimated_usage(body: Body, answer: Accumulator) -> UsageReport:
         -(-count // _BYTES_PER_TOKEN) for count in (prompt, written)
     )
     return UsageReport(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
+
+
+def reserved_tokens(body: Body, limits: Limits | None, answer_tokens: int) -> int:
+    """What a turn may need at most, where its key's limits ask for it: its prompt and the answer.
+
+    `answer_tokens` stand for an answer whose length the body does not bound.
+    """
+    if limits is None or not counts_tokens(limits):
+        return 0
+    bound = body.parameters.get("max_completion_tokens") or body.parameters.get("max_tokens")
+    answer = bound if isinstance(bound, int) else answer_tokens
+    return estimated_usage(body, Accumulator()).prompt_tokens + answer
 
 
 def _bytes_of(text: str) -> int:

@@ -19,9 +19,11 @@ from typing import Literal
 from uuid import uuid4
 
 from qwenproxy import metrics
+from qwenproxy.access.models import Limits
 from qwenproxy.errors import (
     AnswerTooLong,
     GatewayError,
+    RateLimited,
     RecorderUnavailable,
     ShuttingDown,
     UpstreamAuthExpired,
@@ -36,7 +38,7 @@ from qwenproxy.errors import (
 )
 from qwenproxy.proxy.dialect import Dialect, Encoder
 from qwenproxy.proxy.gateway import Gateway
-from qwenproxy.proxy.outcome import estimated_usage, upstream_response
+from qwenproxy.proxy.outcome import estimated_usage, reserved_tokens, upstream_response
 from qwenproxy.proxy.routing import Route
 from qwenproxy.proxy.schemas import Body
 from qwenproxy.proxy.streaming import ClientStream
@@ -76,6 +78,8 @@ class Caller:
     recorded: str
     # Compact JSON object of the other headers that are recorded; empty: none.
     headers: str = ""
+    # Of the key; null: none.
+    limits: Limits | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -127,6 +131,7 @@ class Turn:
 
         Raises:
             ShuttingDown: the gateway takes no new turns.
+            RateLimited: a limit of the key keeps it from beginning.
             RecorderUnavailable: the turn could not be recorded, so the upstream is not asked.
         """
         if self.gateway.draining:
@@ -134,10 +139,15 @@ class Turn:
         self.gateway.enter(self)
         try:
             self.opened = await self.gateway.recorder.open(self._opening)
-        except BaseException:
+        except BaseException as error:
             self.gateway.leave(self)
+            if isinstance(error, RateLimited):
+                metrics.REFUSED.labels(error.reason).inc()
             raise
         self.client["x-session-id"] = self.opened.session_id
+        if self.opened.standing is not None:
+            for name, value in self.opened.standing.headers().items():
+                self.client[name] = value
         # A clean context: the request's dies with it, the turn may go on.
         self._task = asyncio.create_task(self._run(), context=contextvars.Context())
         if self._ending:
@@ -183,6 +193,10 @@ class Turn:
             session_ttl=self.gateway.recorder.session_ttl,
             headers=json.plain(caller.headers),
             keep=choose_keep(caller.recorded, self.gateway.settings.redaction),
+            limits=caller.limits,
+            reserved_tokens=reserved_tokens(
+                body, caller.limits, self.gateway.settings.reserved_tokens
+            ),
         )
 
     # Its run.
