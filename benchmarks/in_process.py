@@ -32,9 +32,11 @@ from qwenproxy.access.keys import create_api_key  # noqa: E402
 from qwenproxy.access.models import UpstreamAccount  # noqa: E402
 from qwenproxy.asgi import _turn_settings  # noqa: E402
 from qwenproxy.proxy import schemas  # noqa: E402
+from qwenproxy.proxy.account_health import AccountHealth  # noqa: E402
 from qwenproxy.proxy.chat import CHAT  # noqa: E402
 from qwenproxy.proxy.gateway import Gateway  # noqa: E402
-from qwenproxy.proxy.routing import Route, Routing  # noqa: E402
+from qwenproxy.proxy.lanes import Lane, Route  # noqa: E402
+from qwenproxy.proxy.routing import Routing  # noqa: E402
 from qwenproxy.proxy.turn import Caller, Turn  # noqa: E402
 from qwenproxy.schema.startup import bring_up_to_date  # noqa: E402
 from qwenproxy.upstream.protocol import Account, ModelInfo, UpstreamCall  # noqa: E402
@@ -95,6 +97,7 @@ class Bench:
             deadline_s=settings.RECORDER_DEADLINE_S,
             session_ttl=timedelta(hours=settings.SESSION_TTL_H),
         )
+        self._lane = Lane(self.upstream, AccountHealth(lambda: None))
         routing = Routing(lambda stored: self.upstream, models_ttl_s=300)
         self._gateway = Gateway(self._recorder, routing, _turn_settings())
 
@@ -108,7 +111,7 @@ class Bench:
     async def turn(self, raw: bytes) -> None:
         """One turn, from the body's bytes to the answer's last byte."""
         body = schemas.parse_chat(raw)
-        route = Route(body.model, [self.upstream])
+        route = Route(body.model, [self._lane])
         turn = Turn(self._gateway, CHAT, self._caller, body, route)
         stream = await turn.start()
         statuses: list[int] = []

@@ -98,7 +98,7 @@ class Application:
             late = await gateway.drain(settings.DRAIN_TIMEOUT_S)
             if late:
                 logger.warning("%d answers were interrupted by the shutdown", late)
-            routing.stop()
+            await routing.stop()
             await recorder.stop()
             await client.aclose()
             await asyncio.to_thread(close_pool)
@@ -140,6 +140,7 @@ def _turn_settings() -> TurnSettings:
         max_answer_chars=settings.MAX_ANSWER_CHARS,
         turn_timeout_s=settings.TURN_TIMEOUT_S,
         upstream_retries=settings.UPSTREAM_RETRIES,
+        account_wait_s=settings.ACCOUNT_WAIT_S,
         parent_rule=settings.QWEN_PARENT_RULE,
         on_client_left=settings.ON_CLIENT_LEFT,
         reserved_tokens=settings.RESERVED_TOKENS,

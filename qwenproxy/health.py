@@ -67,6 +67,9 @@ async def show_metrics(request: LeanRequest) -> HttpResponse:
         metrics.RUNNING.set(gateway.running)
         metrics.RECORDER_QUEUE.set(gateway.recorder.queued)
         metrics.UNRECORDED.set(gateway.recorder.unrecorded)
+        metrics.ACCOUNT_STATE.clear()
+        for lane in gateway.routing.lanes:
+            metrics.ACCOUNT_STATE.labels(lane.upstream.account.name, lane.health.state).set(1)
     await _measure_schema()
     return HttpResponse(metrics.exposition(), content_type=metrics.CONTENT_TYPE)
 

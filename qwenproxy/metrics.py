@@ -34,6 +34,16 @@ REFUSED = Counter(
     "Turns that a limit of their key kept from beginning.",
     ["reason"],
 )
+FAILOVERS = Counter(
+    "qwenproxy_failovers",
+    "Turns that went on to another account after this one failed.",
+    ["account"],
+)
+ACCOUNT_STATE = Gauge(
+    "qwenproxy_account_state",
+    "1 for the state that an upstream account is in, as this process knows it.",
+    ["account", "state"],
+)
 UNRECORDED = Gauge(
     "qwenproxy_unrecorded_answers", "Answers whose session was deleted while they ran."
 )

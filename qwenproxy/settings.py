@@ -239,6 +239,7 @@ UPSTREAM_IDLE_TIMEOUT_S = _number("QWENPROXY_UPSTREAM_IDLE_TIMEOUT_S", 180, mini
 KEEP_ALIVE_S = _number("QWENPROXY_KEEP_ALIVE_S", 15, minimum=0.1)
 DRAIN_TIMEOUT_S = _number("QWENPROXY_DRAIN_TIMEOUT_S", 30)
 UPSTREAM_RETRIES = _whole("QWENPROXY_UPSTREAM_RETRIES", 2, maximum=10)
+ACCOUNT_WAIT_S = _number("QWENPROXY_ACCOUNT_WAIT_S", 30)
 # What a turn does when its client leaves; empty: finish on the web upstream, cancel elsewhere.
 ON_CLIENT_LEFT = _text("QWENPROXY_ON_CLIENT_LEFT")
 if ON_CLIENT_LEFT not in ("", "finish", "cancel"):

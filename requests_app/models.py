@@ -61,7 +61,7 @@ class Request(models.Model):
     user_agent = models.CharField(max_length=300)
     # How the session was found: explicit, continued, forked, imported, new.
     match = models.CharField(max_length=12)
-    # What was done upstream: continued, new, rebuilt:context|edited|unknown|busy|gone.
+    # What was done upstream: continued, new, rebuilt:account|context|edited|unknown|busy|gone.
     upstream = models.CharField(max_length=20)
     account = models.ForeignKey(
         UpstreamAccount, null=True, on_delete=models.SET_NULL, db_index=False

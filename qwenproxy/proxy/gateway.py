@@ -28,6 +28,8 @@ class TurnSettings:
     max_answer_chars: int
     turn_timeout_s: float
     upstream_retries: int
+    # For an account that has a place.
+    account_wait_s: float
     # response_id or parent_id: which of the web upstream's ids the next turn hangs below.
     parent_rule: str
     # finish or cancel; empty: as the upstream has it.

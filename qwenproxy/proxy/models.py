@@ -10,7 +10,7 @@ from django.http import HttpResponse
 
 from qwenproxy.errors import NotFound, PermissionDenied
 from qwenproxy.proxy.gateway import GatewayRequest
-from qwenproxy.proxy.routing import Route
+from qwenproxy.proxy.lanes import Route
 from qwenproxy.upstream.protocol import ModelInfo
 from qwenproxy.wire import json
 from qwenproxy.wire.json import JSONObject

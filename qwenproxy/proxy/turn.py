@@ -23,6 +23,7 @@ from qwenproxy.access.models import Limits
 from qwenproxy.errors import (
     AnswerTooLong,
     GatewayError,
+    NoAccountReady,
     RateLimited,
     RecorderUnavailable,
     ShuttingDown,
@@ -38,8 +39,8 @@ from qwenproxy.errors import (
 )
 from qwenproxy.proxy.dialect import Dialect, Encoder
 from qwenproxy.proxy.gateway import Gateway
+from qwenproxy.proxy.lanes import Lane, Place, Route, Wishes
 from qwenproxy.proxy.outcome import estimated_usage, reserved_tokens, upstream_response
-from qwenproxy.proxy.routing import Route
 from qwenproxy.proxy.schemas import Body
 from qwenproxy.proxy.streaming import ClientStream
 from qwenproxy.upstream.protocol import ChatTarget, Upstream, UpstreamCall, hide_secrets
@@ -101,8 +102,11 @@ class Turn:
     _first_at: float | None = field(init=False, default=None)
     _attempts: list[JSONObject] = field(init=False, default_factory=list)
     _chars: int = field(init=False, default=0)
+    _place: Place | None = field(init=False, default=None)
     _upstream: Upstream | None = field(init=False, default=None)
     _upstream_label: str = field(init=False, default="")
+    # Why the conversation's chat cannot go on: busy or gone.
+    _lost_chat: str = field(init=False, default="")
     _ending: Literal["", "cancelled", "interrupted"] = field(init=False, default="")
     _has_failed: bool = field(init=False, default=False)
 
@@ -224,46 +228,72 @@ class Turn:
             self._observe()
 
     async def _ask(self) -> None:
-        """Ask upstreams in their order until one answers whole."""
-        again = self.gateway.settings.upstream_retries
-        delay_s = _FIRST_DELAY_S
-        upstreams = self._ordered_upstreams()
-        has_lost_chat = False
+        """Ask accounts one after the other until one answers whole."""
+        session_id, chat = self.opened.session_id, self.opened.resolution.chat
+        routing = self.gateway.routing
+        wishes = Wishes(
+            None if chat is None else chat.account_id, routing.last_account(session_id), session_id
+        )
+        failed: list[Lane] = []
+        error: GatewayError | None = None
         while True:
-            upstream = upstreams[0]
-            chat = None if has_lost_chat else self._choose_chat(upstream)
+            place = self._place = await self._take_place(wishes, failed, error)
             try:
-                await self._try(upstream, chat)
+                error = await self._ask_account(place, wishes, failed)
+            finally:
+                self._place = None
+                place.leave()
+            if error is None:
+                routing.remember(session_id, place.upstream.account.id)
                 return
+            metrics.FAILOVERS.labels(place.upstream.account.name).inc()
+            failed.append(place.lane)
+
+    async def _take_place(
+        self, wishes: Wishes, failed: Sequence[Lane], error: GatewayError | None
+    ) -> Place:
+        wait_s = self.gateway.settings.account_wait_s
+        try:
+            return await self.route.take(wishes, failed=failed, wait_s=wait_s)
+        except NoAccountReady:
+            if error is None:
+                raise
+            # What happened to this turn says more.
+            raise error from None
+
+    async def _ask_account(
+        self, place: Place, wishes: Wishes, failed: Sequence[Lane]
+    ) -> GatewayError | None:
+        """Ask one account until it answers whole; an error is for another account to mend."""
+        again = self.gateway.settings.upstream_retries
+        if place.upstream.keeps_chats:
+            # Each try opens a chat and adds to what the site holds against the account.
+            again = min(again, 1)
+        delay_s = _FIRST_DELAY_S
+        while True:
+            chat = self._choose_chat(place.upstream, wishes.last)
+            try:
+                await self._try(place, chat)
+                return None
             except GatewayError as error:
                 if self._first_at is not None or not error.retryable:
                     raise
                 if chat is not None and isinstance(error, UpstreamChatBusy | UpstreamChatGone):
                     # The chat cannot go on: a new one gets the whole history, at once.
-                    reason = "busy" if isinstance(error, UpstreamChatBusy) else "gone"
-                    self._upstream_label = f"rebuilt:{reason}"
-                    has_lost_chat = True
-                    continue
-                if len(upstreams) > 1:
-                    upstreams = upstreams[1:]
-                    continue
-                if upstream.keeps_chats:
-                    # Each try opens a chat and adds to what the site holds against the account.
-                    again = min(again, 1)
-                if again == 0 or isinstance(error, _NOT_AGAIN):
-                    raise
-            again -= 1
-            await asyncio.sleep(delay_s)
-            delay_s *= 2
+                    self._lost_chat = "busy" if isinstance(error, UpstreamChatBusy) else "gone"
+                else:
+                    if self.route.others([*failed, place.lane]):
+                        return error
+                    if again == 0 or isinstance(error, _NOT_AGAIN):
+                        raise
+                    again -= 1
+                    await asyncio.sleep(delay_s)
+                    delay_s *= 2
+                    if place.lane.standing() == "out":
+                        raise
+            await place.again()
 
-    def _ordered_upstreams(self) -> Sequence[Upstream]:
-        """The account that has the conversation's chat goes first: only there it can go on."""
-        chat = self.opened.resolution.chat
-        if chat is None:
-            return self.route.upstreams
-        return sorted(self.route.upstreams, key=lambda u: u.account.id != chat.account_id)
-
-    def _choose_chat(self, upstream: Upstream) -> ChatTarget | None:
+    def _choose_chat(self, upstream: Upstream, last_account: int | None) -> ChatTarget | None:
         """Decide where the turn goes on upstream; a chat goes on only from exactly this prefix."""
         if not upstream.keeps_chats:
             self._upstream_label = "whole"
@@ -272,17 +302,18 @@ class Turn:
         answers = [index for index, node in enumerate(line) if node.role == "assistant"]
         resolution = self.opened.resolution
         chat = resolution.chat
-        if not answers:
+        if self._lost_chat:
+            self._upstream_label = f"rebuilt:{self._lost_chat}"
+        elif not answers:
             self._upstream_label = "new"
         elif chat is None:
-            self._upstream_label = "rebuilt:unknown"
+            moved = last_account not in (None, upstream.account.id)
+            self._upstream_label = "rebuilt:account" if moved else "rebuilt:unknown"
         elif chat.index != answers[-1] or chat.index == len(line) - 1:
             self._upstream_label = "rebuilt:edited"
-        elif (chat.account_id, chat.model, chat.context_digest) != (
-            upstream.account.id,
-            self.route.model,
-            self._opening.context_digest,
-        ):
+        elif chat.account_id != upstream.account.id:
+            self._upstream_label = "rebuilt:account"
+        elif (chat.model, chat.context_digest) != (self.route.model, self._opening.context_digest):
             self._upstream_label = "rebuilt:context"
         elif chat.chat_id in self.gateway.busy_chats:
             self._upstream_label = "rebuilt:busy"
@@ -299,8 +330,8 @@ class Turn:
             self._upstream_label = "rebuilt:unknown"
         return None
 
-    async def _try(self, upstream: Upstream, chat: ChatTarget | None) -> None:
-        self._upstream = upstream
+    async def _try(self, place: Place, chat: ChatTarget | None) -> None:
+        upstream = self._upstream = place.upstream
         self.answer = Accumulator()
         attempt: JSONObject = {
             "account": upstream.account.name,
@@ -320,6 +351,7 @@ class Turn:
                     self._take(events)
             if self.answer.finish_reason is None:
                 raise UpstreamProtocolError("the upstream's answer has no end")
+            place.succeeded()
         except AnswerTooLong as error:
             attempt["cause"] = f"{error.error_code}: {error.message}"
             await upstream.stop(self.answer.started)
@@ -328,6 +360,7 @@ class Turn:
             # Upstreams quote what they were sent.
             hide_secrets(error, upstream.account.credentials)
             attempt["cause"] = f"{error.error_code}: {error.message}"[:500]
+            place.failed(error)
             raise
         except asyncio.CancelledError:
             attempt["cause"] = self._ending or "timeout"
@@ -369,6 +402,8 @@ class Turn:
             return
         if self._first_at is None:
             self._first_at = time.monotonic()
+            if self._place is not None:
+                self._place.answering()
         self.gateway.recorder.append(self.response_id, events)
         if self.body.stream and (data := self._encoder.encode(events)):
             self.client.append(data)
@@ -446,6 +481,10 @@ class Turn:
         )
 
     def _client_left(self) -> None:
+        if self._place is None:
+            # It waits for an account, or is over: there is no answer to finish.
+            self._end_early("cancelled")
+            return
         mode = self.gateway.settings.on_client_left or (
             self._upstream.on_client_left if self._upstream else "cancel"
         )

@@ -142,7 +142,7 @@ def test_a_conversation_moves_whole_where_its_account_fails(open_gateway, serve_
     assert word in converse(gateway, home.model, messages, "What was your word?")
     row = ended_response(request__match="continued")
     assert accounts_of(row) == ["home", "other"]
-    assert row.request.upstream == "rebuilt:context"
+    assert row.request.upstream == "rebuilt:account"
     # From now on the chat is the other's.
     converse(gateway, home.model, messages, "Thanks.")
     assert Request.objects.latest("id").upstream == "continued"

@@ -104,6 +104,7 @@ def check_refused_both_ways(open_gateway, upstream, reply, status, code) -> Resp
     for stream in (False, True):
         row = check_refused(gateway, upstream.model, stream, status, code)
         assert len(attempts_of(row)) == 1
+        gateway.heal()
     assert Response.objects.count() == Request.objects.count() == len(upstream.turns) == 2
     return row
 
