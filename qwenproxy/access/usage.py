@@ -40,7 +40,7 @@ def read_usage(api_keys: Iterable[ApiKey], now: datetime) -> dict[int, JSONObjec
         .order_by()
     )
     for api_key_id, span, requests, tokens in counted:
-        if span == "running":
+        if span == "live":
             usage[api_key_id]["running"] = requests
         elif usage[api_key_id][span] is not None:
             usage[api_key_id][span] = {"requests": requests, "tokens": tokens}
@@ -61,5 +61,5 @@ def _current(now: datetime) -> Q:
         Q(span="minute", slot__gte=slot - timedelta(minutes=1) // _SLOT)
         | Q(span="day", slot=(now - _EPOCH).days)
         | Q(span="month", slot=now.year * 12 + now.month - 1)
-        | Q(span="running")
+        | Q(span="live")
     )
