@@ -143,6 +143,11 @@ _CLEANERS: Mapping[str, Callable[[object], Any]] = {
 FIELDS = tuple(_CLEANERS)
 
 
+def clean_field(name: str, value: object) -> Any:
+    """Bring one of `FIELDS` into the form of its column, or raise `InvalidKey`."""
+    return _CLEANERS[name](value)
+
+
 def check_names(values: Iterable[str]) -> None:
     """Raise `InvalidKey` for the first name that is no field to set."""
     for name in values:
