@@ -346,3 +346,22 @@ def test_answers_have_the_documented_members(admin, method, path, status):
     shown = answer["data"][0] if "data" in answer else answer
     assert set(schemas["KeyObject"]["properties"]) == set(shown) - {"key"}
     assert set(schemas["Usage"]["properties"]) == set(shown["usage"])
+
+
+def test_usage_is_what_turns_have_used(admin, http, make_account, openai_compatible_url):
+    make_account("openai_compatible", openai_compatible_url)
+    url = f"{KEYS}/{ApiKey.objects.get(name='tests').pk}"
+    admin.patch(url, json={"requests_per_minute": 9, "max_concurrent": 2})
+    body = {"messages": [{"role": "user", "content": "Hello"}]}
+    tokens = 0
+    for _ in range(2):
+        answer = http.post("/v1/chat/completions", json=body)
+        assert answer.status_code == 200
+        tokens += answer.json()["usage"]["total_tokens"]
+    used = {"requests": 2, "tokens": tokens}
+    assert admin.get(url).json()["usage"] == {
+        "minute": used,
+        "day": used,
+        "month": used,
+        "running": 0,
+    }
