@@ -1,7 +1,7 @@
 """`manage.py doctor`: whether this installation is well, part by part, and how to mend what is not.
 
-Changes nothing. A part that cannot be looked at is a finding of its own and hides no other. Nothing it
-says holds a secret. It asks upstreams only when told to.
+A part that cannot be looked at is a finding of its own and hides no other. Nothing it says holds a
+secret. It changes nothing; when told to ask the upstreams, what they answer counts as an account's state.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from django.db.models import Max, Q
 from qwenproxy.access import accounts, encryption
 from qwenproxy.access.account_states import PAUSED, way_out
 from qwenproxy.access.models import ApiKey, EncryptionCanary, UpstreamAccount
+from qwenproxy.proxy.account_test import test_accounts
 from qwenproxy.schema import backup, report, verify
 from qwenproxy.schema.state import read_state
 from requests_app.models import Request
@@ -55,8 +56,9 @@ Found = tuple[Level, str, str]
 
 
 def examine(*, online: bool = False) -> Iterator[Finding]:
-    """Look at every part in turn; each gives one finding at least."""
-    for part, look in _PARTS:
+    """Look at every part in turn; each gives one finding at least. Upstreams are asked where `online`."""
+    parts = (*_PARTS, ("upstreams", _upstreams)) if online else _PARTS
+    for part, look in parts:
         if part in _NEEDS_TABLES and not _is_migrated():
             yield Finding(part, "warning", "not looked at: the tables are not up to date")
             continue
@@ -324,6 +326,15 @@ def _account(row: UpstreamAccount) -> Iterator[Found]:
         yield "ok", f"{name}: ready", ""
 
 
+def _upstreams() -> Iterator[Found]:
+    names = dict(UpstreamAccount.objects.filter(enabled=True).values_list("pk", "name"))
+    for pk, tested in test_accounts(list(names)).items():
+        if not tested.is_ok:
+            yield "error", f"{names[pk]}: {tested.code}: {tested.message}", tested.way_out
+        else:
+            yield "ok", f"{names[pk]}: answered in {tested.ms:,} ms", ""
+
+
 def _fetch(sql: str) -> object:
     with connection.cursor() as cursor:
         cursor.execute(sql)
@@ -345,4 +356,4 @@ _PARTS: tuple[tuple[str, Callable[[], Iterator[Found]]], ...] = (
     ("keys", _keys),
     ("accounts", _accounts),
 )
-_NEEDS_TABLES = frozenset(("clock", "encryption", "keys", "accounts"))
+_NEEDS_TABLES = frozenset(("clock", "encryption", "keys", "accounts", "upstreams"))

@@ -173,3 +173,17 @@ def test_people_read_it_part_by_part(well, capsys):
     assert text.startswith("configuration\n  [ok] version ")
     assert "\naccounts\n  [ok] local (OpenAI-compatible server): ready\n" in text
     assert text.endswith("All is well.\n")
+
+
+def test_upstreams_are_asked_when_told_to(well, make_account, openai_compatible_url):
+    make_account("openai_compatible", openai_compatible_url, name="up")
+    code, parts = doctor("--online")
+    assert code == 1
+    by_level = {level: (what, mend) for level, what, mend in parts["upstreams"]}
+    assert by_level["error"][0].startswith("local: upstream_")
+    assert "server runs" in by_level["error"][1]
+    UpstreamAccount.objects.filter(name="local").delete()
+    code, parts = doctor("--online")
+    assert code == 0
+    [(level, what, _)] = parts["upstreams"]
+    assert (level, what.split(" in ")[0]) == ("ok", "up: answered")
