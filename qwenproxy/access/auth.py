@@ -123,8 +123,9 @@ def _load_answers(key_hashes: Sequence[str]) -> dict[str, _Answer]:
         for row in ApiKey.objects.filter(wanted, revoked_at=None):
             if row.secret_hash in answers:
                 answers[row.secret_hash] = _judge(row, row.secret_hash, None, now, now_s)
-            if row.previous_hash in answers and row.previous_expires_at is not None:
-                end = row.previous_expires_at
+            end = row.previous_expires_at
+            # The row may have been found by its present secret alone.
+            if row.previous_hash in answers and end is not None and end > now:
                 answers[row.previous_hash] = _judge(row, row.previous_hash, end, now, now_s)
     return answers
 

@@ -73,7 +73,8 @@ def create_api_key(*, secret: str | None = None, **fields: object) -> tuple[ApiK
     key_fields.set_fields(api_key, {"name": None, **fields})
     assign_secret(api_key, secret)
     with transaction.atomic():
-        if ApiKey.objects.filter(secret_hash=api_key.secret_hash).exists():
+        same = Q(secret_hash=api_key.secret_hash) | Q(previous_hash=api_key.secret_hash)
+        if ApiKey.objects.filter(same).exists():
             raise InvalidKey("this key exists already")
         api_key.save(force_insert=True)
     return api_key, secret

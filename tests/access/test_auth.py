@@ -232,6 +232,20 @@ def test_an_expiring_secret_is_not_remembered_beyond_its_end(made):
     assert answer.until_s < auth.time.monotonic() + 0.5
 
 
+def test_a_secret_whose_overlap_is_over_does_not_come_in_with_the_present_one(made):
+    """Both are looked up in one query, which finds the row by one of them."""
+    api_key, old = made
+    new = keys.rotate_api_key(api_key, overlap=timedelta(0))
+
+    async def together():
+        requests = [bearer(new), bearer(old)]
+        return await asyncio.gather(*map(authenticate, requests), return_exceptions=True)
+
+    accepted, refused = asyncio.run(together())
+    assert accepted.id == api_key.pk
+    assert isinstance(refused, AuthenticationFailed)
+
+
 def test_revocation_covers_the_previous_secret(made):
     api_key, old = made
     keys.rotate_api_key(api_key)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from django.db import connection
 from django.utils import timezone
@@ -71,6 +73,13 @@ def test_a_given_secret_exists_once():
     assert "the-same-secret" not in str(error.value)
 
 
+def test_a_given_secret_is_not_one_that_another_key_had():
+    api_key, _ = keys.create_api_key(name="one", secret="the-same-secret")
+    keys.rotate_api_key(api_key)
+    with pytest.raises(keys.InvalidKey, match="exists already"):
+        keys.create_api_key(name="two", secret="the-same-secret")
+
+
 def test_rotation_keeps_the_row_and_the_old_secret_for_a_while():
     api_key, old = keys.create_api_key(name="k", scopes=["chat"])
     new = keys.rotate_api_key(api_key)
@@ -91,6 +100,42 @@ def test_a_revoked_key_keeps_its_first_date_and_cannot_be_rotated():
     assert ApiKey.objects.get().revoked_at == first is not None
     with pytest.raises(keys.InvalidKey, match="revoked"):
         keys.rotate_api_key(api_key)
+
+
+def test_an_expired_key_is_not_rotated():
+    api_key, _ = keys.create_api_key(name="k")
+    ApiKey.objects.update(expires_at=timezone.now())
+    with pytest.raises(keys.KeyNotInUse, match="expired"):
+        keys.rotate_api_key(api_key)
+
+
+def test_two_rotations_leave_two_secrets():
+    api_key, first = keys.create_api_key(name="k")
+    second = keys.rotate_api_key(api_key)
+    third = keys.rotate_api_key(api_key)
+    row = ApiKey.objects.get()
+    assert (row.previous_hash, row.secret_hash) == (
+        keys.hash_api_key(second),
+        keys.hash_api_key(third),
+    )
+
+
+@pytest.mark.parametrize("overlap", [timedelta(seconds=-1), timedelta(days=31)])
+def test_another_overlap_is_refused(overlap):
+    api_key, _ = keys.create_api_key(name="k")
+    with pytest.raises(keys.InvalidKey, match="30 days") as error:
+        keys.rotate_api_key(api_key, overlap=overlap)
+    assert error.value.field == "overlap_seconds"
+    assert ApiKey.objects.get().previous_hash is None
+
+
+def test_a_change_leaves_what_others_changed_meanwhile():
+    api_key, _ = keys.create_api_key(name="k", tokens_per_day=5)
+    ApiKey.objects.update(tokens_per_day=7, revoked_at=timezone.now())
+    keys.change_api_key(api_key, {"name": "new", "expires_at": None})
+    row = ApiKey.objects.get()
+    assert (row.name, row.tokens_per_day) == ("new", 7)
+    assert row.revoked_at is not None
 
 
 def test_any_text_can_be_hashed():
