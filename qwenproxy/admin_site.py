@@ -5,17 +5,25 @@ A composition root: it shows what other parts know, and keeps nothing itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from django.contrib import messages
 from django.contrib.admin import AdminSite
-from django.http import HttpRequest, HttpResponse
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, URLResolver, path, reverse
 
 from qwenproxy.proxy.discovery import Found, found
 from qwenproxy.schema.status import read_brief, read_overview
 
+if TYPE_CHECKING:
+    from qwenproxy.proxy.account_test import Tested
+
+# Of a row.
+_ID = re.compile("[0-9]{1,18}")
 # Headings and their models, by label; models that nobody listed come under the last one.
 _GROUPS = (
     ("Traffic", ("sessions_app.session", "requests_app.request", "requests_app.response")),
@@ -33,7 +41,8 @@ class GatewayAdminSite(AdminSite):
 
     def get_urls(self) -> list[URLPattern | URLResolver]:
         own: list[URLPattern | URLResolver] = [
-            path("migrations/", self.admin_view(self.migrations), name="migrations")
+            path("migrations/", self.admin_view(self.migrations), name="migrations"),
+            path("test-accounts/", self.admin_view(self.test_accounts), name="test_accounts"),
         ]
         return own + super().get_urls()
 
@@ -75,6 +84,35 @@ class GatewayAdminSite(AdminSite):
             "may_see_history": request.user.has_perm("schema.view_migrationevent"),
         }
         return TemplateResponse(request, "admin/migrations.html", context)
+
+    def test_accounts(self, request: HttpRequest) -> HttpResponse:
+        """Call the upstreams of the accounts that a form of theirs names, and say what came of it."""
+        if request.method != "POST":
+            return HttpResponseNotAllowed(["POST"])
+        if not request.user.has_perm("access.change_upstreamaccount"):
+            raise PermissionDenied
+        # Not at the top: this module is loaded before the models are.
+        from qwenproxy.access.models import UpstreamAccount
+
+        # As above.
+        from qwenproxy.proxy.account_test import test_accounts
+
+        ids = [int(pk) for pk in request.POST.getlist("_selected_action") if _ID.fullmatch(pk)]
+        names = dict(UpstreamAccount.objects.filter(pk__in=ids).values_list("pk", "name"))
+        for pk, tested in test_accounts(list(names)).items():
+            level = messages.SUCCESS if tested.is_ok else messages.ERROR
+            messages.add_message(request, level, f"{names[pk]}: {_outcome(tested)}")
+        return HttpResponseRedirect(reverse("admin:access_upstreamaccount_changelist"))
+
+
+def _outcome(tested: Tested) -> str:
+    if not tested.is_ok:
+        return (
+            f"{tested.code} after {tested.ms:,} ms. {tested.message} What to do: {tested.way_out}."
+        )
+    listed = "it has no model list" if tested.models is None else f"models: {tested.models}"
+    session = f", session: {tested.session.replace('_', ' ')}" if tested.session else ""
+    return f"answered in {tested.ms:,} ms, {listed}{session}."
 
 
 def discovered_upstreams() -> Sequence[Found]:

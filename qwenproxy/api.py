@@ -9,11 +9,12 @@ from ninja import NinjaAPI
 from ninja.errors import HttpError, ValidationError
 
 from qwenproxy import __version__
+from qwenproxy.access.accounts_api import router as accounts_router
 from qwenproxy.access.auth import ApiKeyAuth
 from qwenproxy.access.keys_api import router as keys_router
 from qwenproxy.asgi_handler import error_response
 from qwenproxy.errors import GatewayError, InvalidRequest
-from qwenproxy.proxy import chat, models
+from qwenproxy.proxy import account_test, chat, models
 from qwenproxy.schema.api import router as schema_router
 from requests_app.api import router as requests_router
 from sessions_app.api import router as sessions_router
@@ -106,7 +107,16 @@ _records_key = ApiKeyAuth(scope="records")
 # Statistics and a session's requests have paths that the other router would take for ids.
 api.add_router("", requests_router, auth=_records_key, tags=["records"])
 api.add_router("", sessions_router, auth=_records_key, tags=["records"])
-api.add_router("/keys", keys_router, auth=ApiKeyAuth(scope="admin"), tags=["keys"])
+_admin_key = ApiKeyAuth(scope="admin")
+api.add_router("/keys", keys_router, auth=_admin_key, tags=["keys"])
+api.add_router("/accounts", accounts_router, auth=_admin_key, tags=["accounts"])
+api.post(
+    "/accounts/{account_id}/test",
+    auth=_admin_key,
+    tags=["accounts"],
+    operation_id="test_account",
+    response={200: account_test.AccountTest},
+)(account_test.test_account)
 
 # For operators: not a part of the API that clients are written for, nor of its documentation.
 operations_api = NinjaAPI(

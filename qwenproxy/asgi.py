@@ -11,7 +11,8 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import django
 from django.core.asgi import get_asgi_application
@@ -23,22 +24,14 @@ from django.conf import settings  # noqa: E402  # after setup
 from django.contrib.staticfiles.finders import get_finders  # noqa: E402
 from servestatic import ServeStaticASGI  # type: ignore[import-untyped]  # noqa: E402  # has no types
 
-from qwenproxy.access.accounts import StoredAccount  # noqa: E402
 from qwenproxy.asgi_handler import LeanHandler  # noqa: E402
 from qwenproxy.database import close_pool  # noqa: E402
 from qwenproxy.proxy.gateway import Gateway, TurnSettings  # noqa: E402
 from qwenproxy.proxy.routing import Routing  # noqa: E402
 from qwenproxy.proxy.streaming import Receive, Send  # noqa: E402
-from qwenproxy.upstream.dashscope import DashScope  # noqa: E402
-from qwenproxy.upstream.demo import Demo  # noqa: E402
+from qwenproxy.proxy.upstreams import make_upstream  # noqa: E402
 from qwenproxy.upstream.http import open_client  # noqa: E402
-from qwenproxy.upstream.openai_compatible import OpenAICompatible  # noqa: E402
-from qwenproxy.upstream.protocol import Account, Credentials, Upstream  # noqa: E402
-from qwenproxy.upstream.qwen_web import QwenWeb  # noqa: E402
 from requests_app.recorder import Recorder  # noqa: E402
-
-if TYPE_CHECKING:
-    import httpx
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +72,7 @@ class Application:
     async def _start(self) -> Callable[[], Awaitable[None]]:
         client = open_client()
         routing = Routing(
-            lambda stored: _make_upstream(client, _account(stored)),
+            partial(make_upstream, client),
             models_ttl_s=settings.MODELS_TTL_S,
             default_model=settings.DEFAULT_MODEL,
             aliases=settings.MODEL_ALIASES,
@@ -120,18 +113,6 @@ def stock_application() -> ServeStaticASGI:
     return files
 
 
-def _make_upstream(client: httpx.AsyncClient, account: Account) -> Upstream:
-    match account.kind:
-        case "qwen_web":
-            return QwenWeb(client, account)
-        case "dashscope":
-            return DashScope(client, account)
-        case "demo":
-            return Demo(account)
-        case "openai_compatible":
-            return OpenAICompatible(client, account)
-
-
 def _turn_settings() -> TurnSettings:
     return TurnSettings(
         send_buffer_bytes=settings.SEND_BUFFER_BYTES,
@@ -146,24 +127,6 @@ def _turn_settings() -> TurnSettings:
         reserved_tokens=settings.RESERVED_TOKENS,
         redaction=settings.REDACTION,
         record_headers=settings.RECORD_HEADERS,
-    )
-
-
-def _account(stored: StoredAccount) -> Account:
-    secrets = stored.secrets
-    headers = secrets.get("headers")
-    return Account(
-        id=stored.id,
-        name=stored.name,
-        kind=stored.kind,  # type: ignore[arg-type]  # checked by the model's choices
-        base_url=stored.base_url,
-        credentials=Credentials(
-            api_key=str(secrets.get("api_key", "")),
-            cookies=str(secrets.get("cookies", "")),
-            token=str(secrets.get("token", "")),
-            user_agent=str(secrets.get("user_agent", "")),
-            headers=headers if isinstance(headers, dict) else {},
-        ),
     )
 
 

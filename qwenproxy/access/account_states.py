@@ -5,11 +5,14 @@ One home of these texts: REST, admin, doctor and the error of a client that no a
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 # By hand, beside the states that `UpstreamAccount.STATES` has from traffic.
 PAUSED = "paused"
 
+WARN_BEFORE = timedelta(days=3)
+
+_NEW_KEY = "put an API key that is valid into the account"
 _EXPIRED = {
     "qwen_web": "sign in at the site, send a message there, then paste that request (Copy as cURL) into"
     " the account",
@@ -36,10 +39,18 @@ def way_out(kind: str, state: str, until: datetime | None = None) -> str:
             todo = _CHALLENGED.get(kind, "see in a browser what its server asks for")
             return f"{todo}; otherwise {again}"
         case "expired":
-            return f"{_EXPIRED.get(kind, 'put an API key that is valid into the account')}; otherwise {again}"
+            return f"{_EXPIRED.get(kind, _NEW_KEY)}; otherwise {again}"
         case "paused":
             return "switch it on again: Upstream accounts in the admin, or PATCH /v1/accounts/<id>"
     return ""
+
+
+def expiry_warning(kind: str, expires_at: datetime | None, now: datetime) -> str:
+    """Say that credentials end soon, or did, and what to do; empty where that is far or not known."""
+    if expires_at is None or expires_at - now >= WARN_BEFORE:
+        return ""
+    verb = "ended" if expires_at <= now else "end"
+    return f"the credentials {verb} at {expires_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC: {_EXPIRED.get(kind, _NEW_KEY)}"
 
 
 def _at(until: datetime | None) -> str:

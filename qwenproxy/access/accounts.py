@@ -85,17 +85,7 @@ class StoredAccount:
     failures: int = field(default=0, compare=False)
 
 
-# What new secrets change in the row.
-_SECRET_COLUMNS = (
-    "secrets",
-    "secrets_expire_at",
-    "state",
-    "state_reason",
-    "state_since",
-    "state_until",
-    "failures",
-    "updated_at",
-)
+_STATE_COLUMNS = ("state", "state_reason", "state_since", "state_until", "failures")
 
 
 def set_secrets(account: UpstreamAccount, secrets: Mapping[str, str | dict[str, str]]) -> None:
@@ -110,10 +100,9 @@ def set_secrets(account: UpstreamAccount, secrets: Mapping[str, str | dict[str, 
     account.secrets = encryption.encrypt(json.dumps_text(kept)) if kept else ""
     is_web = account.kind == "qwen_web"
     account.secrets_expire_at = session_tokens.session_expiry(kept) if is_web else None
-    account.state, account.state_reason, account.failures = "ready", "", 0
-    account.state_since, account.state_until = timezone.now(), None
+    _make_ready(account)
     if account.pk is not None:
-        account.save(update_fields=_SECRET_COLUMNS)
+        account.save(update_fields=["secrets", "secrets_expire_at", *_STATE_COLUMNS, "updated_at"])
 
 
 def get_secrets(account: UpstreamAccount) -> Secrets:
@@ -217,7 +206,8 @@ def clean_base_url(text: str) -> str:
         # Reading the port checks it.
         has_host = bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError as exc:
-        raise ValueError(f"not an address: {exc}") from exc
+        # Without its text, which may quote a password.
+        raise ValueError("not an address: its host or port cannot be read") from exc
     if parts.scheme not in ("http", "https") or not has_host or not base_url.isprintable():
         raise ValueError("an address begins with http:// or https://, then a host")
     if parts.username is not None or parts.query or parts.fragment or " " in base_url:
@@ -225,10 +215,40 @@ def clean_base_url(text: str) -> str:
     return base_url
 
 
+# Of credentials for which no configured key is the right one.
+UNREADABLE = "give the encryption key back that the stored credentials need, or enter them anew"
+
+
+def stored_names(account: UpstreamAccount) -> list[str] | None:
+    """Which secrets an account has, never their values; null: they cannot be read."""
+    try:
+        return list(get_secrets(account))
+    except encryption.EncryptionError:
+        return None
+
+
 def origin(base_url: str) -> tuple[str, str]:
     """Scheme and host with port: secrets stored for one origin are not sent to another."""
     parts = urlsplit(base_url)
     return parts.scheme, parts.netloc.lower()
+
+
+def pause(account: UpstreamAccount) -> None:
+    """Take an account out by hand; its state stays."""
+    account.enabled = False
+    account.save(update_fields=["enabled", "updated_at"])
+
+
+def resume(account: UpstreamAccount) -> None:
+    """Let an account be asked again at once, whatever it waits for: its operator says that it may."""
+    account.enabled = True
+    _make_ready(account)
+    account.save(update_fields=["enabled", *_STATE_COLUMNS, "updated_at"])
+
+
+def _make_ready(account: UpstreamAccount) -> None:
+    account.state, account.state_reason, account.failures = "ready", "", 0
+    account.state_since, account.state_until = timezone.now(), None
 
 
 def claim_renewal(account_id: int, *, unchanged_since: datetime) -> bool:

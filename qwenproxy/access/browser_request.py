@@ -24,7 +24,7 @@ _NOT_KEPT_WORDS = (
     "content-type accept-encoding expect bx-umidtoken user-agent if-none-match if-modified-since"
 )
 _NOT_KEPT = frozenset(_NOT_KEPT_WORDS.split())
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
+HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 # curl's options that take a value, of those that browsers write or that people add.
 _WITH_VALUE = {
     "-H": "header",
@@ -218,7 +218,7 @@ def _options(words: Iterator[str]) -> Iterator[tuple[str, str]]:
 
 def _add_header(headers: dict[str, str], name: str, value: str) -> None:
     name, value = name.strip().lower(), value.strip()
-    if not _HEADER_NAME.fullmatch(name) or not value:
+    if not HEADER_NAME.fullmatch(name) or not value:
         return
     if not value.isascii() or not value.isprintable():
         raise UnusableRequest(

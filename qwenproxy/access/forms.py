@@ -1,6 +1,7 @@
-"""The admin's form for accounts; the rules that a person's input has to meet.
+"""What can be set on an account, and how it is kept: one form for the admin's pages and for REST.
 
-Secrets are write-only: no field is ever rendered with a value, not even with the one just sent.
+Secrets are write-only: no field is ever rendered with a value, not even with the one just sent. Stored
+ones belong to the address they were stored for.
 """
 
 from __future__ import annotations
@@ -11,7 +12,12 @@ from django import forms
 from django.core.exceptions import ValidationError
 
 from qwenproxy.access import accounts, encryption
-from qwenproxy.access.browser_request import BrowserRequest, UnusableRequest, parse_browser_request
+from qwenproxy.access.browser_request import (
+    HEADER_NAME,
+    BrowserRequest,
+    UnusableRequest,
+    parse_browser_request,
+)
 from qwenproxy.access.models import UpstreamAccount
 
 # Generic for the type checker alone.
@@ -25,8 +31,10 @@ _LABELS = {
     "cookies": "cookies",
     "token": "device token (bx-umidtoken)",
     "user_agent": "user agent",
-    "headers": "browser headers",
+    "headers": "headers",
 }
+_MAX_NUMBER = 1_000_000
+_HOUR_MS = 3_600_000
 
 
 class WriteOnlyTextarea(forms.Textarea):
@@ -42,8 +50,48 @@ class WriteOnlyInput(forms.PasswordInput):
         )
 
 
+class HeadersField(forms.CharField):
+    """Headers: a mapping of texts, or a text with one `name: value` a line."""
+
+    def to_python(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return value
+        lines = [line for line in (super().to_python(value) or "").splitlines() if line.strip()]
+        headers = dict(line.partition(":")[::2] for line in lines)
+        if not all(headers.values()):
+            raise ValidationError("Each line is a header: its name, a colon, its value.")
+        return headers
+
+
 class UpstreamAccountForm(UpstreamAccountModelForm):
-    """Leaves stored secrets alone where their field is empty; `new_secrets` holds what to store."""
+    """Leaves stored secrets alone where their field is empty; see `store_secrets`."""
+
+    priority = forms.IntegerField(
+        min_value=-_MAX_NUMBER,
+        max_value=_MAX_NUMBER,
+        initial=100,
+        help_text="Lower goes first among the accounts that serve a model.",
+    )
+    weight = forms.IntegerField(
+        min_value=0,
+        max_value=_MAX_NUMBER,
+        initial=1,
+        help_text="Share of new conversations among accounts of the same priority; 0: none.",
+    )
+    max_concurrent = forms.IntegerField(
+        required=False,
+        min_value=1,
+        max_value=_MAX_NUMBER,
+        label="Calls at the same time",
+        help_text="Per serving process; empty: no limit.",
+    )
+    min_interval_ms = forms.IntegerField(
+        min_value=0,
+        max_value=_HOUR_MS,
+        initial=0,
+        label="Pause between calls",
+        help_text="Milliseconds between the beginnings of two calls.",
+    )
 
     browser_request = forms.CharField(
         required=False,
@@ -62,6 +110,10 @@ class UpstreamAccountForm(UpstreamAccountModelForm):
         required=False, label="Device token (bx-umidtoken)", widget=WriteOnlyInput()
     )
     user_agent = forms.CharField(required=False, widget=WriteOnlyInput())
+    headers = HeadersField(
+        required=False,
+        widget=WriteOnlyTextarea(attrs={"rows": 2, "cols": 100, "spellcheck": "false"}),
+    )
     forget = forms.MultipleChoiceField(
         required=False,
         label="Remove",
@@ -71,26 +123,37 @@ class UpstreamAccountForm(UpstreamAccountModelForm):
 
     class Meta:
         model = UpstreamAccount
-        fields: ClassVar = ["name", "kind", "base_url", "enabled", "priority"]
+        fields: ClassVar = [
+            "name",
+            "kind",
+            "base_url",
+            "enabled",
+            "priority",
+            "weight",
+            "max_concurrent",
+            "min_interval_ms",
+        ]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._stored = self._read_stored()
         self._former_origin = accounts.origin(self.instance.base_url)
         self._pasted: BrowserRequest | None = None
-        # What a save leaves behind; read it after `is_valid()`.
-        self.new_secrets: accounts.Secrets = {}
+        self._new_secrets: accounts.Secrets = {}
         # Secrets that were stored for another address, and are dropped with it.
-        self.dropped: list[str] = []
+        self._dropped: list[str] = []
+        if self.instance.pk is not None:
+            # Another kind would take other secrets: that is another account.
+            self.fields.pop("kind", None)
         # The imitation exists from the first start or never.
         self._offer("kind", [choice for choice in UpstreamAccount.KINDS if choice[0] != "demo"])
         self._offer("forget", [(name, _LABELS[name]) for name in self._stored])
         for name in accounts.SECRET_NAMES:
             if name in self.fields:
                 is_set = name in self._stored
-                self.fields[name].help_text = (
-                    "Set; leave empty to keep it." if is_set else "Not set."
-                )
+                text = "Set; leave empty to keep it." if is_set else "Not set."
+                more = " One a line, its name, a colon, its value." if name == "headers" else ""
+                self.fields[name].help_text = text + more
 
     def _offer(self, name: str, choices: list[tuple[str, str]]) -> None:
         field = self.fields.get(name)
@@ -128,6 +191,15 @@ class UpstreamAccountForm(UpstreamAccountModelForm):
     def clean_user_agent(self) -> str:
         return _clean_secret(self.cleaned_data["user_agent"], prefix="user-agent:")
 
+    def clean_headers(self) -> dict[str, str]:
+        headers = {
+            name.strip().lower(): _clean_secret(value, prefix=f"{name.lower()}:")
+            for name, value in self.cleaned_data["headers"].items()
+        }
+        if not all(HEADER_NAME.fullmatch(name) for name in headers):
+            raise ValidationError("A header's name holds letters, digits and dashes.")
+        return {name: value for name, value in headers.items() if value}
+
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
         kind = self._kind()
@@ -135,12 +207,23 @@ class UpstreamAccountForm(UpstreamAccountModelForm):
             self.add_error(
                 "browser_request", "A browser request belongs to an account of chat.qwen.ai."
             )
-        if "base_url" in cleaned and kind != "demo":
+        for name in accounts.SECRET_NAMES:
+            # Without a kind every secret would look wrong beside the error that matters.
+            if kind and cleaned.get(name) and name not in accounts.SECRETS_OF_KIND[kind]:
+                takes = ", ".join(accounts.SECRETS_OF_KIND[kind]) or "none"
+                self.add_error(
+                    name, f"An account of this kind does not take it; it takes: {takes}."
+                )
+        if "base_url" in cleaned:
             cleaned["base_url"] = self._clean_base_url(kind, cleaned["base_url"])
-        self.new_secrets = self._merge_secrets(cleaned)
+        self._new_secrets = self._merge_secrets(cleaned)
         return cleaned
 
     def _clean_base_url(self, kind: str, text: str) -> str:
+        if kind == "demo":
+            if text:
+                self.add_error("base_url", "The demo has no address.")
+            return ""
         if not text and self._pasted is not None:
             text = self._pasted.base_url
         text = text or accounts.DEFAULT_BASE_URLS.get(kind, "")
@@ -153,12 +236,14 @@ class UpstreamAccountForm(UpstreamAccountModelForm):
             self.add_error("base_url", str(exc))
             return ""
 
+    def _has_moved(self, base_url: str) -> bool:
+        return bool(self.instance.secrets) and accounts.origin(base_url) != self._former_origin
+
     def _merge_secrets(self, cleaned: dict[str, Any]) -> accounts.Secrets:
         kept = self._stored
-        origin = accounts.origin(cleaned.get("base_url", self.instance.base_url))
-        if kept and origin != self._former_origin:
+        if self._has_moved(cleaned.get("base_url", self.instance.base_url)):
             # A stored secret never goes to another address: whoever may edit accounts could read it there.
-            self.dropped = [_LABELS[name] for name in kept]
+            self._dropped = [_LABELS[name] for name in kept] or ["what could not be read"]
             kept = {}
         forget = cleaned.get("forget") or []
         secrets: accounts.Secrets = {
@@ -170,14 +255,19 @@ class UpstreamAccountForm(UpstreamAccountModelForm):
         entered = {name: cleaned[name] for name in accounts.SECRET_NAMES if cleaned.get(name)}
         return {**secrets, **entered}
 
+    def store_secrets(self) -> None:
+        """Store what was entered in the saved account; what is stored stays where nothing was."""
+        if self._dropped or self._new_secrets != self._stored:
+            accounts.set_secrets(self.instance, self._new_secrets)
+
     @property
     def warnings(self) -> list[str]:
         """What the person should know about what was just saved."""
         warnings = list(self._pasted.warnings) if self._pasted is not None else []
-        if self.dropped:
+        if self._dropped:
             warnings.append(
                 f"The address changed, so what was stored for the old one was deleted "
-                f"({', '.join(self.dropped)}). Enter it anew where it is needed."
+                f"({', '.join(self._dropped)}). Enter it anew where it is needed."
             )
         return warnings
 

@@ -110,6 +110,10 @@ class QwenWeb:
     def account(self) -> Account:
         return self._account
 
+    @property
+    def base_url(self) -> str:
+        return self._base_url
+
     async def stream(self, call: UpstreamCall) -> AsyncGenerator[Sequence[Event], None]:
         tools = TextTools(call)
         prompt = _render(call, tools)
@@ -141,7 +145,7 @@ class QwenWeb:
         body = {"chat_id": started.chat_id, "response_id": started.response_id}
         try:
             async with asyncio.timeout(STOP_TIMEOUT_S):
-                await self._ask(
+                await self.ask(
                     "POST",
                     "/api/v2/chat/completions/stop",
                     chat_id=started.chat_id,
@@ -152,7 +156,7 @@ class QwenWeb:
             logger.warning("an abandoned answer could not be stopped: %s", exc)
 
     async def list_models(self) -> list[ModelInfo]:
-        body = await self._ask("GET", "/api/models")
+        body = await self.ask("GET", "/api/models")
         try:
             listed = qwen_web.models(body)
         except ValueError as exc:
@@ -164,7 +168,7 @@ class QwenWeb:
 
     async def _open_chat(self, model: str) -> str:
         body = qwen_web.chat_new_body(model, timestamp_ms=int(time.time() * 1000))
-        answer = await self._ask("POST", "/api/v2/chats/new", content=json.dumps(body))
+        answer = await self.ask("POST", "/api/v2/chats/new", content=json.dumps(body))
         try:
             parsed = json.loads(answer)
         except json.JSONError:
@@ -178,12 +182,31 @@ class QwenWeb:
             )
         return chat_id
 
-    async def _ask(
-        self, method: str, path: str, *, chat_id: str | None = None, content: bytes = b""
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        base_url: str | None = None,
+        chat_id: str | None = None,
+        content: bytes = b"",
+        extra: dict[str, str] | None = None,
     ) -> bytes:
-        """Make a small call and give its body."""
+        """Make a small call and give its body; `base_url` is another host of the same site.
+
+        Raises:
+            UpstreamError: its family, also for failures with status 200.
+        """
         name = self._account.name
-        request = self._new_request(method, path, chat_id=chat_id, content=content, is_short=True)
+        request = self._new_request(
+            method,
+            path,
+            base_url=base_url,
+            chat_id=chat_id,
+            content=content,
+            is_short=True,
+            extra=extra,
+        )
         async with http.open_response(self._client, request, account_name=name) as response:
             body = await http.read_body(response, max_bytes=http.MAX_JSON_BODY_BYTES)
         if failure := classify(response.status_code, response.headers, body):
@@ -247,13 +270,16 @@ class QwenWeb:
         method: str,
         path: str,
         *,
+        base_url: str | None = None,
         chat_id: str | None = None,
         content: bytes = b"",
         is_short: bool = False,
         extra: dict[str, str] | None = None,
     ) -> httpx.Request:
         name = self._account.name
-        url = self._base_url + path + (f"?chat_id={quote(chat_id)}" if chat_id else "")
+        url = (
+            (base_url or self._base_url) + path + (f"?chat_id={quote(chat_id)}" if chat_id else "")
+        )
         return http.new_request(
             self._client,
             method,

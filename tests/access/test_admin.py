@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.urls import reverse
+from django.utils import timezone
 
 from qwenproxy.access import accounts
 from qwenproxy.access.models import UpstreamAccount
 from tests.access.test_accounts import all_rows, make_account
 from tests.access.test_browser_request import COOKIES, bash
+from tests.access.test_session_tokens import jwt
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("encryption_keys")]
 
@@ -28,7 +31,7 @@ SECRETS = {
 
 def account_form(**changes):
     form = {"name": "web", "kind": "qwen_web", "base_url": "", "enabled": "on", "priority": "100"}
-    return {**form, **changes}
+    return {**form, "weight": "1", "min_interval_ms": "0", **changes}
 
 
 def change_url(row):
@@ -39,9 +42,9 @@ def stored(account):
     return accounts.get_secrets(UpstreamAccount.objects.get(pk=account.pk))
 
 
-def act(client, action, *rows):
+def act(client, action, *rows, url=KEYS):
     form = {"action": action, "_selected_action": [row.pk for row in rows]}
-    return client.post(KEYS, form, follow=True)
+    return client.post(url, form, follow=True)
 
 
 def viewer(model):
@@ -68,7 +71,7 @@ class TestUpstreamAccounts:
         ],
     )
     def test_a_known_service_has_a_default_address(self, admin_client, kind, base_url):
-        admin_client.post(ACCOUNTS + "add/", account_form(kind=kind, api_key="k"))
+        admin_client.post(ACCOUNTS + "add/", account_form(kind=kind))
         assert UpstreamAccount.objects.get().base_url == base_url
 
     @pytest.mark.parametrize(
@@ -82,6 +85,12 @@ class TestUpstreamAccounts:
             pytest.param(
                 {"kind": "dashscope", "browser_request": bash()}, "belongs", id="other kind"
             ),
+            pytest.param({"api_key": "planted"}, "does not take it", id="other kind's secret"),
+            pytest.param({"headers": "planted"}, "a colon", id="no header"),
+            pytest.param({"headers": "plan ted: x"}, "letters, digits", id="bad header name"),
+            pytest.param({"weight": "-1"}, "greater than or equal to 0", id="negative weight"),
+            pytest.param({"priority": "9" * 30}, "less than or equal to", id="huge number"),
+            pytest.param({"max_concurrent": "0"}, "greater than or equal to 1", id="no calls"),
             pytest.param({"cookies": "planted\u00fc"}, "cannot be sent", id="not ASCII"),
             pytest.param({"cookies": "planted\nx"}, "line break", id="line break"),
         ],
@@ -173,6 +182,8 @@ class TestUpstreamAccounts:
         account = make_account(secrets=SECRETS, base_url="https://chat.qwen.ai")
         encryption_keys("other")
         assert "unreadable" in admin_client.get(ACCOUNTS).content.decode()
+        admin_client.post(change_url(account), account_form(base_url="https://chat.qwen.ai"))
+        assert UpstreamAccount.objects.get().secrets == account.secrets
         admin_client.post(
             change_url(account), account_form(base_url="https://chat.qwen.ai", cookies="a=b")
         )
@@ -192,9 +203,84 @@ class TestUpstreamAccounts:
         account = make_account("demo", kind="demo")
         page = admin_client.get(change_url(account)).content.decode()
         assert 'name="cookies"' not in page
-        admin_client.post(change_url(account), {"name": "demo", "priority": "5"})
+        form = {"name": "demo", "priority": "5", "weight": "1", "min_interval_ms": "0"}
+        admin_client.post(change_url(account), form)
         account.refresh_from_db()
         assert (account.enabled, account.priority) == (False, 5)
+
+    def test_secrets_that_cannot_be_read_do_not_follow_to_another_address(
+        self, admin_client, encryption_keys
+    ):
+        account = make_account(secrets=SECRETS, base_url="https://chat.qwen.ai")
+        encryption_keys("other")
+        form = account_form(base_url="http://attacker.example")
+        admin_client.post(change_url(account), form)
+        assert UpstreamAccount.objects.get().secrets == ""
+
+    def test_headers_are_entered_one_a_line(self, admin_client):
+        form = account_form(headers="bx-ua: 231!a: b\r\n\r\nX-Other:1\n")
+        admin_client.post(ACCOUNTS + "add/", form)
+        assert stored(UpstreamAccount.objects.get()) == {
+            "headers": {"bx-ua": "231!a: b", "x-other": "1"}
+        }
+
+    def test_an_edit_without_new_secrets_leaves_the_state_alone(self, admin_client):
+        account = make_account(secrets=SECRETS, base_url="https://chat.qwen.ai")
+        UpstreamAccount.objects.update(state="challenged", state_reason="asked")
+        form = account_form(base_url="https://chat.qwen.ai", weight="7", max_concurrent="2")
+        admin_client.post(change_url(account), form)
+        account.refresh_from_db()
+        assert (account.state, account.weight, account.max_concurrent) == ("challenged", 7, 2)
+        admin_client.post(change_url(account), {**form, "token": "new"})
+        account.refresh_from_db()
+        assert account.state == "ready"
+
+    def test_the_list_says_what_is_wrong_and_what_to_do(self, admin_client):
+        until = timezone.now() + timedelta(hours=1)
+        make_account("asked", secrets=SECRETS)
+        UpstreamAccount.objects.update(
+            state="challenged", state_reason="upstream_challenge: <b>", state_until=until
+        )
+        make_account("by-hand", kind="openai_compatible", enabled=False)
+        page = admin_client.get(ACCOUNTS).content.decode()
+        assert "pill-challenged" in page
+        assert "upstream_challenge: &lt;b&gt;" in page
+        assert "pass the check" in page
+        assert f"{until:%Y-%m-%d %H:%M:%S} UTC" in page
+        assert "pill-paused" in page
+        assert "switch it on again" in page
+
+    @pytest.mark.parametrize(
+        ("days", "shown"),
+        [pytest.param(2, True, id="soon"), pytest.param(20, False, id="not-soon")],
+    )
+    def test_credentials_that_end_soon_are_marked(self, admin_client, days, shown):
+        expires = timezone.now() + timedelta(days=days)
+        token = jwt({"exp": expires.timestamp()})
+        make_account(secrets={"cookies": f"token={token}"})
+        page = admin_client.get(ACCOUNTS).content.decode()
+        assert f"ends {expires:%Y-%m-%d %H:%M} UTC" in page
+        assert ("the credentials end at" in page) == shown
+        assert token not in page
+
+    def test_accounts_are_paused_and_resumed(self, admin_client):
+        account = make_account(secrets=SECRETS)
+        act(admin_client, "pause", account, url=ACCOUNTS)
+        assert not UpstreamAccount.objects.get().enabled
+        UpstreamAccount.objects.update(state="expired", failures=3)
+        act(admin_client, "resume", account, url=ACCOUNTS)
+        resumed = UpstreamAccount.objects.get()
+        assert (resumed.enabled, resumed.state, resumed.failures) == (True, "ready", 0)
+        assert stored(resumed) == SECRETS
+
+    def test_who_may_only_look_changes_no_account(self, client):
+        account = make_account(secrets=SECRETS)
+        client.force_login(viewer("upstreamaccount"))
+        act(client, "pause", account, url=ACCOUNTS)
+        assert UpstreamAccount.objects.get().enabled
+        answer = client.post("/admin/test-accounts/", {"_selected_action": [account.pk]})
+        assert answer.status_code == 403
+        assert "Test now" not in client.get(change_url(account)).content.decode()
 
     def test_who_may_only_look_sees_no_secret(self, client):
         account = make_account(secrets=SECRETS, base_url="https://chat.qwen.ai")
