@@ -137,7 +137,9 @@ def any_project(tmp_path) -> Iterator[Project]:
     """On the engine that the tests run on."""
     url = os.environ.get("QWENPROXY_TEST_DATABASE_URL", "")
     if not url:
-        yield Project(tmp_path)
+        project = Project(tmp_path)
+        yield project
+        project.end()
         return
     # Only where there is a server.
     import psycopg
@@ -145,8 +147,18 @@ def any_project(tmp_path) -> Iterator[Project]:
     name = f"project_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
-        yield Project(tmp_path, urlsplit(url)._replace(path=f"/{name}").geturl())
+        project = Project(tmp_path, urlsplit(url)._replace(path=f"/{name}").geturl())
+        yield project
+        project.end()
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def postgresql_project(any_project) -> Project:
+    """On the PostgreSQL server, for what SQLite cannot do."""
+    if not any_project.is_postgresql:
+        pytest.skip("PostgreSQL alone does this; QWENPROXY_TEST_DATABASE_URL names none")
+    return any_project
 
 
 @pytest.fixture(scope="session")

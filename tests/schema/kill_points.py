@@ -1,13 +1,26 @@
-"""Kills a process at every statement and around every COMMIT of a schema change, then runs it again.
+"""Kills a process at every statement, around every COMMIT and before every change of a file of a schema
+change, then runs it again.
 
-`python -m tests.schema.kill_points '{"operation": ["migrate"], ...}'` prints what came of it as JSON. Each
-attempt is a forked process on a database of its own, so that SIGKILL is the real one.
+It is run again on each state that kills have left, and at every tenth point whatever is left: what is done
+depends on nothing else. `python -m tests.schema.kill_points '{"operation": ["migrate"], ...}'` prints what came of it as JSON. Each
+attempt is a forked process on a database of its own, so that SIGKILL is the real one; what is imported
+already is all that it shares with a process of an operator's. Keys of the task:
+
+- `operation`: the command and its arguments; `before`: commands that are run first, once
+- `plain`: use Django's own `migrate`
+- `thorough`: run it again at every point
+- `commits`: only around COMMITs; `sample`: about so many points; `shard`: [which, of how many]
+- `settings`, `path`: a settings module, and where it is
 """
 
 from __future__ import annotations
 
+import gc
+import hashlib
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -15,15 +28,22 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
+
+VARYING = {"run", "at", "ms", "pid", "applied"}
+FILE_EVENTS = ("sqlite3.connect", "os.mkdir", "os.rename", "os.remove")
 
 
 class Points:
     """Counts the places where the process could die, and dies at one of them."""
 
-    def __init__(self, kill_at: int = 0) -> None:
+    def __init__(self, directory: Path, kill_at: int = 0) -> None:
         self.count = 0
+        self.commits: list[int] = []
+        self._directory = str(directory)
         self._kill_at = kill_at
 
     def pass_by(self) -> None:
@@ -35,6 +55,11 @@ class Points:
         self.pass_by()
         return execute(sql, params, many, context)
 
+    def hear(self, event: str, args: tuple[object, ...]) -> None:
+        """Of what Python tells auditors: a database opened, a file made, renamed or removed."""
+        if event in FILE_EVENTS and str(args[0]).startswith((self._directory, "file:")):
+            self.pass_by()
+
     def install(self) -> None:
         from django.db import connection
         from django.db.backends.base.base import BaseDatabaseWrapper
@@ -42,12 +67,14 @@ class Points:
         commit = BaseDatabaseWrapper._commit
 
         def watched_commit(wrapper):
+            self.commits += [self.count + 1, self.count + 2]
             self.pass_by()
             commit(wrapper)
             self.pass_by()
 
         BaseDatabaseWrapper._commit = watched_commit
         connection.execute_wrappers.insert(0, self.watch)
+        sys.addaudithook(self.hear)
 
 
 def in_child(work: Callable[[], object]) -> tuple[int, object]:
@@ -56,6 +83,8 @@ def in_child(work: Callable[[], object]) -> tuple[int, object]:
     pid = os.fork()
     if pid == 0:
         os.close(read)
+        # It ends before there is anything worth collecting.
+        gc.disable()
         status = 1
         try:
             with os.fdopen(write, "w") as pipe:
@@ -73,6 +102,20 @@ def in_child(work: Callable[[], object]) -> tuple[int, object]:
         text = pipe.read()
     _, status = os.waitpid(pid, 0)
     return os.waitstatus_to_exitcode(status), json.loads(text) if text else None
+
+
+def rows(cursor: Any) -> list[list[object]]:
+    """Without what differs from one run to the next by itself."""
+    names = [column[0] for column in cursor.description]
+    return [
+        [value for name, value in zip(names, row, strict=True) if name not in VARYING]
+        for row in cursor.fetchall()
+    ]
+
+
+def digest(state: object) -> str:
+    text = re.sub(r"\d{8}T\d+Z|\.tmp-\d+", "", repr(state))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class SQLiteDatabases:
@@ -95,6 +138,20 @@ class SQLiteDatabases:
         connection.close()
         shutil.copy(self._path, self._kept)
 
+    def left(self) -> object:
+        """Every row and every file, read from a copy: reading would heal what a kill has left."""
+        copy = self._path.parent / "copy"
+        copy.mkdir()
+        for path in self._path.parent.glob(f"{self._path.name}*"):
+            shutil.copy(path, copy)
+        with closing(sqlite3.connect(copy / self._path.name)) as connection:
+            found = [connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()]
+            for kind, name, _ in found[0]:
+                if kind == "table":
+                    found.append(rows(connection.execute(f"SELECT * FROM {name}")))
+        shutil.rmtree(copy)
+        return [found, sorted(path.name for path in self._path.parent.glob("**/*"))]
+
     @staticmethod
     def schema() -> object:
         from django.db import connection
@@ -112,15 +169,18 @@ class PostgreSQLDatabases:
         self._url = url
         self._name = f"killed_{os.getpid()}"
         self._kept = ""
+        self._server: Any = None
         parts = urlsplit(url)
         os.environ["DATABASE_URL"] = parts._replace(path=f"/{self._name}").geturl()
 
     def _execute(self, *statements: str) -> None:
+        # Only where there is a server.
         import psycopg
 
-        with psycopg.connect(self._url, autocommit=True) as connection:
-            for statement in statements:
-                connection.execute(statement)
+        if self._server is None:
+            self._server = psycopg.connect(self._url, autocommit=True)
+        for statement in statements:
+            self._server.execute(statement)
 
     def fresh(self) -> None:
         self._execute(
@@ -130,11 +190,28 @@ class PostgreSQLDatabases:
 
     def keep(self) -> None:
         self._kept = f"{self._name}_kept"
-        self._execute(f"CREATE DATABASE {self._kept} TEMPLATE {self._name}")
+        self._execute(
+            f"DROP DATABASE IF EXISTS {self._kept}",
+            f"CREATE DATABASE {self._kept} TEMPLATE {self._name}",
+        )
 
     def drop(self) -> None:
         for name in (self._name, f"{self._name}_kept"):
             self._execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        self._server.close()
+
+    def left(self) -> object:
+        import psycopg
+
+        with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
+            names = connection.execute(
+                "SELECT relname, relkind, oid FROM pg_class "
+                "WHERE relnamespace = 'public'::regnamespace ORDER BY 1"
+            ).fetchall()
+            invalid = connection.execute("SELECT indexrelid FROM pg_index WHERE NOT indisvalid")
+            tables = [name for name, kind, _ in names if kind == "r"]
+            found = [rows(connection.execute(f'SELECT * FROM "{name}"')) for name in tables]
+            return [[name[:2] for name in names], len(invalid.fetchall()), found]
 
     @staticmethod
     def schema() -> object:
@@ -155,15 +232,15 @@ class PostgreSQLDatabases:
             return answers
 
 
-def operate(operation: list[str], *, plain: bool = False) -> None:
+def operate(task: dict[str, Any], operation: list[str]) -> None:
     from django.core.management import call_command
     from django.core.management.base import CommandError
     from django.core.management.commands import migrate
 
     name, *arguments = operation
-    command = migrate.Command() if plain else name
+    command = migrate.Command() if task.get("plain") else name
     try:
-        call_command(command, *arguments, interactive=False, verbosity=0)
+        call_command(command, *arguments, interactive=False, verbosity=0, stdout=io.StringIO())
     except CommandError as exc:
         sys.stderr.write(f"{exc}\n")
         sys.exit(exc.returncode)
@@ -198,65 +275,97 @@ def outcome(databases: SQLiteDatabases | PostgreSQLDatabases) -> object:
 
 def main() -> None:
     task = json.loads(sys.argv[1])
-    directory = Path(tempfile.mkdtemp(prefix="qwenproxy-killed-"))
+    # What a process that dies has written stays, synced or not: memory will do.
+    shared = Path("/dev/shm")
+    within = shared if os.access(shared, os.W_OK) else None
+    directory = Path(tempfile.mkdtemp(prefix="qwenproxy-killed-", dir=within))
     os.environ["QWENPROXY_DATA_DIR"] = str(directory)
     os.environ["QWENPROXY_DEBUG"] = "true"
     os.environ.setdefault("QWENPROXY_SECRET_KEY", "k" * 50)
     os.environ.setdefault("QWENPROXY_ENCRYPTION_KEYS", "e" * 50)
+    sys.path[:0] = task.get("path", [])
     url = os.environ.get("QWENPROXY_TEST_DATABASE_URL")
     databases = PostgreSQLDatabases(url) if url else SQLiteDatabases(directory)
     os.environ["DJANGO_SETTINGS_MODULE"] = task.get("settings", "qwenproxy.settings")
     try:
-        sys.stdout.write(json.dumps(run(task, databases)))
+        sys.stdout.write(json.dumps(run(task, databases, directory)))
     finally:
         if isinstance(databases, PostgreSQLDatabases):
             databases.drop()
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def run(task: dict, databases: SQLiteDatabases | PostgreSQLDatabases) -> dict:
+def choose(task: dict[str, Any], total: int, commits: list[int]) -> list[int]:
+    chosen = commits if task.get("commits") else list(range(1, total + 1))
+    if sample := task.get("sample"):
+        chosen = sorted({chosen[0], chosen[-1], *chosen[:: max(1, len(chosen) // sample)]})
+    which, of = task.get("shard", (0, 1))
+    return chosen[which::of]
+
+
+def run(
+    task: dict[str, Any], databases: SQLiteDatabases | PostgreSQLDatabases, directory: Path
+) -> dict[str, Any]:
     import django
+    from django.db import connection
+    from django.db.migrations.loader import MigrationLoader
 
     django.setup()
-    operation, plain = task["operation"], task.get("plain", False)
+    # Imports what every child would.
+    MigrationLoader(None)
+    gc.freeze()
+    operation = task["operation"]
     for before in task.get("before", []):
         databases.fresh()
-        assert in_child(lambda before=before: operate(before))[0] == 0
+        assert in_child(lambda before=before: operate(task, before))[0] == 0
         databases.keep()
 
-    def counted() -> int:
-        points = Points()
+    def counted() -> object:
+        points = Points(directory)
         points.install()
-        operate(operation, plain=plain)
-        return points.count
+        operate(task, operation)
+        connection.close()
+        return points.count, list(points.commits), outcome(databases)
+
+    def killed(point: int) -> None:
+        Points(directory, point).install()
+        operate(task, operation)
+
+    def again() -> object:
+        try:
+            operate(task, operation)
+        except SystemExit as exc:
+            # There was nothing left to roll back.
+            if operation[0] != "rollback" or exc.code != 2:
+                raise
+        connection.close()
+        return outcome(databases)
 
     databases.fresh()
-    status, total = in_child(counted)
+    status, found = in_child(counted)
     assert status == 0, status
-    _, expected = in_child(lambda: outcome(databases))
-    chosen = range(1, total + 1)
-    if sample := task.get("sample"):
-        chosen = sorted({1, total, *range(1, total + 1, max(1, total // sample))})
-    lost = {}
-    for point in chosen:
+    total, commits, expected = found
+    chosen = choose(task, total, commits)
+    lost, states, again_at = {}, set(), 0
+    for index, point in enumerate(chosen):
         databases.fresh()
-
-        def killed(point=point) -> None:
-            Points(point).install()
-            operate(operation, plain=plain)
-
-        status, _ = in_child(killed)
+        status, _ = in_child(lambda point=point: killed(point))
         assert status == -signal.SIGKILL, (point, status)
-        status, _ = in_child(lambda: operate(operation, plain=plain))
+        left = digest(databases.left())
+        if left in states and index % 10 and not task.get("thorough"):
+            continue
+        states.add(left)
+        again_at += 1
+        status, found = in_child(again)
         if status != 0:
             lost[point] = f"exit {status}"
-            continue
-        _, found = in_child(lambda: outcome(databases))
-        if found != expected:
+        elif found != expected:
             lost[point] = [key for key in expected if found is None or found[key] != expected[key]]
     return {
         "points": total,
         "tried": len(chosen),
+        "states": len(states),
+        "again": again_at,
         "lost": lost,
         "expected": {key: expected[key] for key in ("twice", "started", "disagreements")},
     }
