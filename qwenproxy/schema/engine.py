@@ -9,8 +9,9 @@ from typing import Any
 
 import django.db
 import psycopg
+from django.apps import apps
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.migrations import AddIndex, Migration
+from django.db.migrations import AddIndex, Migration, RemoveIndex
 
 # Beyond that, what a rewritten table has left in the WAL is given back to the file system at once.
 _LARGE_WAL_BYTES = 16 * 2**20
@@ -73,22 +74,37 @@ def is_lock_conflict(error: BaseException) -> bool:
 
 
 def drop_invalid_indexes(connection: BaseDatabaseWrapper, migration: Migration) -> None:
-    """Remove what a killed CREATE INDEX CONCURRENTLY of this migration has left; it blocks the next."""
+    """Remove what a killed CREATE INDEX CONCURRENTLY of this migration has left; it blocks the next.
+
+    That is one that was not finished, or that was and could not be recorded any more.
+    """
     if connection.vendor != "postgresql":
         return
-    names = [
-        operation.index.name
+    tables = {
+        operation.index.name if isinstance(operation, AddIndex) else operation.name: _table_of(
+            migration.app_label, operation.model_name
+        )
         for operation in migration.operations
-        if isinstance(operation, AddIndex) and operation.index.name
-    ]
+        if isinstance(operation, AddIndex | RemoveIndex)
+    }
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid "
-            "WHERE NOT indisvalid AND relname = ANY(%s) AND pg_table_is_visible(indexrelid)",
-            [names],
+            "SELECT indexes.relname FROM pg_index JOIN pg_class indexes ON indexes.oid = indexrelid "
+            "JOIN pg_class tables ON tables.oid = indrelid "
+            "WHERE indexes.relname = ANY(%s) AND pg_table_is_visible(indexrelid) "
+            "AND (NOT indisvalid OR tables.relname = ANY(%s))",
+            [list(tables), list(tables.values())],
         )
         for (name,) in cursor.fetchall():
             cursor.execute(f"DROP INDEX CONCURRENTLY {connection.ops.quote_name(name)}")
+
+
+def _table_of(label: str, model: str) -> str:
+    try:
+        return apps.get_model(label, model)._meta.db_table
+    except LookupError:
+        # The model went in a later migration.
+        return f"{label}_{model.lower()}"
 
 
 def shrink_wal(connection: BaseDatabaseWrapper) -> None:
