@@ -101,7 +101,7 @@ def drop_invalid_indexes(connection: BaseDatabaseWrapper, migration: Migration) 
 
 def _table_of(label: str, model: str) -> str:
     try:
-        return apps.get_model(label, model)._meta.db_table
+        return str(apps.get_model(label, model)._meta.db_table)
     except LookupError:
         # The model went in a later migration.
         return f"{label}_{model.lower()}"
