@@ -190,8 +190,8 @@ def state_text(api_key: ApiKey, now: datetime) -> str:
     if left < timedelta(hours=2):
         return f"expires in {left // timedelta(minutes=1)} minutes"
     if left < timedelta(days=2):
-        return f"expires in {left // timedelta(hours=1)} hours"
-    return f"expires in {left.days} days"
+        return f"expires in {round(left / timedelta(hours=1))} hours"
+    return f"expires in {round(left / timedelta(days=1))} days"
 
 
 def limits_text(api_key: ApiKey) -> str:
@@ -206,18 +206,19 @@ def limits_text(api_key: ApiKey) -> str:
 def describe(api_key: ApiKey) -> JSONObject:
     """The key as JSON: everything but its secret's hashes."""
     now = timezone.now()
-    overlap = api_key.previous_expires_at
+    state, overlap = state_of(api_key, now), api_key.previous_expires_at
+    is_accepted = state == "active" and overlap is not None and overlap > now
     return {
         "id": api_key.pk,
         "name": api_key.name,
         "prefix": api_key.prefix,
-        "state": state_of(api_key, now),
+        "state": state,
         "scopes": [*api_key.scopes.split()],
         "created_at": milliseconds(api_key.created_at),
         "expires_at": milliseconds(api_key.expires_at),
         "revoked_at": milliseconds(api_key.revoked_at),
-        # Null once the secret before the last rotation is no longer accepted.
-        "previous_expires_at": milliseconds(overlap) if overlap and overlap > now else None,
+        # Null where the secret before the last rotation is not accepted any more.
+        "previous_expires_at": milliseconds(overlap) if is_accepted else None,
         "allowed_models": [*api_key.allowed_models.splitlines()],
         **{name: getattr(api_key, name) for name in MAX_LIMITS},
         "recorded": api_key.recorded,
@@ -226,8 +227,9 @@ def describe(api_key: ApiKey) -> JSONObject:
 
 def _texts(value: object, field: str) -> list[str]:
     if isinstance(value, Iterable) and not isinstance(value, str | Mapping):
-        texts = [text for text in value if isinstance(text, str)]
-        if len(texts) == len(list(value)):
+        items = list(value)
+        texts = [item for item in items if isinstance(item, str)]
+        if len(texts) == len(items):
             return texts
     raise InvalidKey(f"{field} is a list of texts", field=field)
 

@@ -101,8 +101,10 @@ def test_a_key_is_created_used_changed_rotated_and_revoked(admin):
     third = admin.post(f"{url}/rotate", json={"overlap_seconds": 0}).json()["key"]
     assert [models_with(admin, secret) for secret in (first, second, third)] == [401, 401, 200]
 
+    assert admin.post(f"{url}/rotate").json()["previous_expires_at"] is not None
     revoked = admin.delete(url)
     assert (revoked.status_code, revoked.json()["state"]) == (200, "revoked")
+    assert revoked.json()["previous_expires_at"] is None
     assert models_with(admin, third) == 401
     assert admin.delete(url).json() == revoked.json()
     assert error_of(admin.post(f"{url}/rotate"), 409)["code"] == "key_not_in_use"
