@@ -112,16 +112,17 @@ class Lane:
         return max(0.0, self._next_at - asyncio.get_running_loop().time())
 
     def _settle_later(self) -> None:
-        """Where time alone is in the way; who leaves settles anyway."""
+        """Where time alone is in the way: a place that is given back, or a new state, settles anyway."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self.is_paused or self._is_full() or self._is_tried():
+            return
         wait_s = self._interval_left_s()
         if self.standing() == "out":
             wait_s = max(wait_s, self.health.wait_s())
-        if wait_s > 0:
-            # A little late rather than too early.
-            self._timer = asyncio.get_running_loop().call_later(wait_s + 0.001, self.settle)
+        # Also where that time has come since it was looked at; a little late rather than too early.
+        self._timer = asyncio.get_running_loop().call_later(wait_s + 0.001, self.settle)
 
 
 @dataclass(slots=True, eq=False)
@@ -266,25 +267,19 @@ class Route:
 
 
 def _ordered(lanes: Sequence[Lane], wishes: Wishes) -> Sequence[Lane]:
+    """Where the turn would go, best first; fewer than `lanes` where it goes nowhere else."""
     if len(lanes) < 2:
         return lanes
-    by_id = {lane.upstream.account.id: lane for lane in lanes}
-    home = by_id.get(wishes.chat) if wishes.chat is not None else None
-    if home is not None and not home.is_free():
-        pacing_s = home.pacing_s()
-        if pacing_s is not None and pacing_s <= _PATIENCE_S:
-            return [home]
-    last = by_id.get(wishes.last) if wishes.last is not None else None
+    for wish in (wishes.chat, wishes.last):
+        wished = [] if wish is None else [ln for ln in lanes if ln.upstream.account.id == wish]
+        if wished and wished[0].is_free():
+            return wished
+        if wished and wish == wishes.chat:
+            pacing_s = wished[0].pacing_s()
+            if pacing_s is not None and pacing_s <= _PATIENCE_S:
+                return wished
     session = wishes.session_id.encode()
-    return sorted(
-        lanes,
-        key=lambda lane: (
-            lane is not home,
-            lane is not last,
-            lane.priority,
-            _draw(session, lane),
-        ),
-    )
+    return sorted(lanes, key=lambda lane: (lane.priority, _draw(session, lane)))
 
 
 def _draw(session: bytes, lane: Lane) -> float:
