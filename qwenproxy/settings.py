@@ -104,14 +104,28 @@ _database_url = _secret("DATABASE_URL")
 USES_SQLITE = not _database_url or _database_url.startswith("sqlite:")
 if _database_url and not _database_url.startswith(("sqlite:", "postgres:", "postgresql:")):
     raise ImproperlyConfigured("DATABASE_URL must begin with postgres:// or sqlite://")
-try:
-    _database: dict[str, Any] = dict(
-        dj_database_url.parse(
-            _database_url or f"sqlite:///{DATA_DIR / 'qwenproxy.sqlite3'}", conn_max_age=0
-        )
-    )
-except ValueError as exc:
-    raise ImproperlyConfigured(f"DATABASE_URL cannot be read: {exc}") from exc
+
+
+def _database_of(name: str, url: str) -> dict[str, Any]:
+    try:
+        database: dict[str, Any] = dict(dj_database_url.parse(url, conn_max_age=0))
+    except ValueError as exc:
+        raise ImproperlyConfigured(f"{name} cannot be read: {exc}") from exc
+    if not url.startswith("sqlite:"):
+        database["OPTIONS"] = {
+            # By it a start knows who else uses the database.
+            "application_name": "qwenproxy",
+            **database.get("OPTIONS", {}),
+            # A network that swallows packets must not hold the recorder beyond its deadline.
+            "connect_timeout": 10,
+            "tcp_user_timeout": 15_000,
+        }
+    return database
+
+
+_database = _database_of(
+    "DATABASE_URL", _database_url or f"sqlite:///{DATA_DIR / 'qwenproxy.sqlite3'}"
+)
 if USES_SQLITE:
     _database["OPTIONS"] = {
         "transaction_mode": "IMMEDIATE",
@@ -127,14 +141,9 @@ if not _database_url:
         raise ImproperlyConfigured(
             f"cannot make QWENPROXY_DATA_DIR ({DATA_DIR}): {exc.strerror}"
         ) from exc
-if not USES_SQLITE:
-    # A network that swallows packets must not hold the recorder beyond its deadline.
-    _database["OPTIONS"] = {
-        **_database.get("OPTIONS", {}),
-        "connect_timeout": 10,
-        "tcp_user_timeout": 15_000,
-    }
 DATABASES = {"default": _database}
+# As configured: a database of tests has another name.
+DATABASE_NAME = str(_database["NAME"])
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 
@@ -222,6 +231,22 @@ MIGRATE_BACKUP_DIR = (
 )
 MIGRATE_BACKUP_KEEP = _whole("QWENPROXY_MIGRATE_BACKUP_KEEP", 5, minimum=1)
 MIGRATE_BACKUP_BYTES = int(_number("QWENPROXY_MIGRATE_BACKUP_MAX_MB", 10240) * 2**20)
+# The way to PostgreSQL itself, for those who change the schema; null where it is the usual one.
+_migrate_database_url = _secret("QWENPROXY_MIGRATE_DATABASE_URL")
+if _migrate_database_url and (
+    USES_SQLITE or not _migrate_database_url.startswith(("postgres:", "postgresql:"))
+):
+    raise ImproperlyConfigured(
+        "QWENPROXY_MIGRATE_DATABASE_URL is for PostgreSQL, beside a DATABASE_URL of the same database"
+    )
+MIGRATE_DATABASE = (
+    _database_of("QWENPROXY_MIGRATE_DATABASE_URL", _migrate_database_url)
+    if _migrate_database_url
+    else None
+)
+MIGRATE_BREAKING: Literal["warn", "refuse"] = _choice(
+    "QWENPROXY_MIGRATE_BREAKING", "warn", "refuse"
+)
 MIGRATE_DRIFT: Literal["refuse", "warn"] = _choice("QWENPROXY_MIGRATE_DRIFT", "refuse", "warn")
 
 # --- the gateway ---

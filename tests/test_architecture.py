@@ -61,7 +61,12 @@ HOMES = {
     "sync_to_async": ("qwenproxy.database", "requests_app.recorder"),
     "async_to_sync": ("qwenproxy.database", "requests_app.recorder"),
     "run_in_executor": ("qwenproxy.database", "requests_app.recorder"),
-    "Thread": ("qwenproxy.database", "requests_app.recorder", "qwenproxy.schema.responder"),
+    "Thread": (
+        "qwenproxy.database",
+        "requests_app.recorder",
+        "qwenproxy.schema.responder",
+        "qwenproxy.schema.watch",
+    ),
     # asgi closes the pool at shutdown, where no loop may wait for it.
     "to_thread": ("qwenproxy.database", "requests_app.recorder", "qwenproxy.asgi"),
     # asgi names the settings module, as every Django project's does.

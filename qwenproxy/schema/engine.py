@@ -10,13 +10,73 @@ from typing import Any
 import django.db
 import psycopg
 from django.apps import apps
+from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations import AddIndex, Migration, RemoveIndex
+
+from qwenproxy.schema.refusals import Refused
 
 # Beyond that, what a rewritten table has left in the WAL is given back to the file system at once.
 _LARGE_WAL_BYTES = 16 * 2**20
 # An index or a table was not to be had within lock_timeout, or two waited for each other.
 _CONFLICTS = ("55P03", "40P01")
+
+
+def ensure_open(connection: BaseDatabaseWrapper) -> None:
+    """
+    Raises:
+        Refused: there is no database, no right to it, or no server.
+    """
+    try:
+        connection.ensure_connection()
+    except django.db.OperationalError as exc:
+        reason = " ".join(str(exc).split())
+        raise Refused(f"The database cannot be opened: {reason}. Nothing was changed.") from exc
+
+
+@contextmanager
+def direct(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Leave the pool for PostgreSQL itself, where QWENPROXY_MIGRATE_DATABASE_URL says how."""
+    if settings.MIGRATE_DATABASE is None or connection.alias != django.db.DEFAULT_DB_ALIAS:
+        yield
+        return
+    before = connection.settings_dict
+    connection.close()
+    connection.settings_dict = {**before, **settings.MIGRATE_DATABASE}
+    try:
+        ensure_open(connection)
+        yield
+    finally:
+        connection.close()
+        connection.settings_dict = before
+
+
+@contextmanager
+def set_apart(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Let the session not count among those that serve."""
+    if connection.vendor != "postgresql":
+        yield
+        return
+    _execute(connection, ["SET application_name = 'qwenproxy-migrate'"])
+    try:
+        yield
+    finally:
+        if connection.connection is not None and connection.is_usable():
+            _execute(connection, ["RESET application_name"])
+
+
+def count_serving(connection: BaseDatabaseWrapper) -> int:
+    """How many connections other processes of ours have to the database; 0 on SQLite."""
+    if connection.vendor != "postgresql":
+        return 0
+    name = settings.DATABASES["default"]["OPTIONS"]["application_name"]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND application_name = %s",
+            [name],
+        )
+        return int(cursor.fetchone()[0])
 
 
 @contextmanager

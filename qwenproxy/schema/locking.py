@@ -14,12 +14,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from django.conf import settings
+from django.db import DEFAULT_DB_ALIAS
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from qwenproxy.schema import engine
 from qwenproxy.schema.refusals import LockTimeout, Refused
 
 # "qwen" in ASCII: the first half of the advisory key; the other names the search path.
 _ADVISORY_CLASS = int.from_bytes(b"qwen", "big")
+# Before there is a history to ask.
+_HOLDING_SESSION = """
+    SELECT format('backend %%s of %%s, since %%s', pid, coalesce(host(client_addr), 'the server'),
+        to_char(backend_start AT TIME ZONE 'UTC', 'HH24:MI:SS UTC'))
+    FROM pg_locks JOIN pg_stat_activity USING (pid)
+    WHERE locktype = 'advisory' AND granted AND database = (
+        SELECT oid FROM pg_database WHERE datname = current_database()
+    ) AND classid = %s::int8 AND objid = (%s::int8 & 4294967295)
+"""
 _POLL_S = 0.1
 _TELL_EVERY_S = 5.0
 
@@ -28,9 +40,9 @@ Write = Callable[[str], None]
 
 def is_scratch(connection: BaseDatabaseWrapper) -> bool:
     """Whether the database is in memory or a test's: nobody shares it, and nobody wants it back."""
-    if connection.vendor != "sqlite":
-        return False
     name = str(connection.settings_dict["NAME"])
+    if connection.vendor != "sqlite":
+        return connection.alias == DEFAULT_DB_ALIAS and name != settings.DATABASE_NAME
     if connection.creation.is_in_memory_db(name):  # type: ignore[attr-defined]  # SQLite has it
         return True
     return name == str(connection.settings_dict["TEST"]["NAME"])
@@ -56,7 +68,11 @@ def migration_lock(
     if is_scratch(connection):
         yield
     elif connection.vendor == "postgresql":
-        with _advisory_lock(connection, _attempts(wait_s, write, holder)):
+        with (
+            engine.direct(connection),
+            engine.set_apart(connection),
+            _advisory_lock(connection, wait_s, write, holder),
+        ):
             yield
     else:
         with _file_lock(lock_path(connection), _attempts(wait_s, write, holder)):
@@ -85,19 +101,25 @@ def _file_lock(path: str, attempts: Iterator[None]) -> Iterator[None]:
 
 
 @contextmanager
-def _advisory_lock(connection: BaseDatabaseWrapper, attempts: Iterator[None]) -> Iterator[None]:
+def _advisory_lock(
+    connection: BaseDatabaseWrapper, wait_s: float, write: Write, holder: Callable[[], str]
+) -> Iterator[None]:
     # Polled: a session that waits inside pg_advisory_lock holds a snapshot, and CREATE INDEX
     # CONCURRENTLY would wait for it.
     with connection.cursor() as cursor:
         if _one(cursor, "SELECT pg_backend_pid()") != _one(cursor, "SELECT pg_backend_pid()"):
             raise Refused(
                 "The connection goes through a pool that changes servers between statements, where "
-                "no lock holds. Nothing was changed. Run `manage.py migrate` with a DATABASE_URL "
-                "that names PostgreSQL itself; QWENPROXY_MIGRATE_ON_START=check makes the gateway, "
-                "behind its pool, wait for that."
+                "no lock holds. Nothing was changed. Let QWENPROXY_MIGRATE_DATABASE_URL name "
+                "PostgreSQL itself, and DATABASE_URL its pool."
             )
         key = [_ADVISORY_CLASS, _signed(zlib.crc32(_one(cursor, "SHOW search_path").encode()))]
-        for _ in attempts:
+
+        def session() -> str:
+            cursor.execute(_HOLDING_SESSION, key)
+            return next((name for (name,) in cursor.fetchall()), "")
+
+        for _ in _attempts(wait_s, write, lambda: holder() or session()):
             if _one(cursor, "SELECT pg_try_advisory_lock(%s, %s)", key):
                 break
         try:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 from django.apps.registry import Apps
+from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations import Migration
 from django.db.migrations import operations as ops
+from django.db.migrations.operations.base import Operation
 from django.utils import timezone
 
 from qwenproxy import __version__
-from qwenproxy.schema import backup, plan
+from qwenproxy.schema import backup, engine, plan
 from qwenproxy.schema.history import History
+from qwenproxy.schema.locking import Write
 from qwenproxy.schema.models import MigrationEvent
 from qwenproxy.schema.refusals import MigrationFailed, Refused
 
@@ -50,6 +53,30 @@ def refuse_failing_again(history: History, events: Sequence[MigrationEvent]) -> 
         )
 
 
+def refuse_breaking(
+    connection: BaseDatabaseWrapper, events: Sequence[MigrationEvent], write: Write
+) -> None:
+    """Look for processes that serve and cannot live with what a start is about to do.
+
+    Raises:
+        Refused: there are some, and QWENPROXY_MIGRATE_BREAKING says so.
+    """
+    names = [f"{event.app}.{event.name}" for event in events if event.breaking]
+    others = engine.count_serving(connection) if names else 0
+    if not others:
+        return
+    message = (
+        f"Other processes use this database ({others} connections), and the version that they run "
+        f"may fail after {', '.join(names)}."
+    )
+    if settings.MIGRATE_BREAKING == "refuse":
+        raise Refused(
+            f"{message} Nothing was changed. Stop them first, or apply it all the same: "
+            "manage.py migrate."
+        )
+    write(message)
+
+
 def refuse_data_loss(connection: BaseDatabaseWrapper, steps: Plan, apps: Apps) -> None:
     """
     Raises:
@@ -61,7 +88,7 @@ def refuse_data_loss(connection: BaseDatabaseWrapper, steps: Plan, apps: Apps) -
         if backwards:
             # Going back is asked for by name.
             continue
-        for operation in migration.operations:
+        for operation in _on_database(migration.operations):
             label = migration.app_label
             if isinstance(operation, ops.RenameModel):
                 new, old = operation.new_name_lower, operation.old_name_lower
@@ -112,6 +139,14 @@ def refuse_short_space(connection: BaseDatabaseWrapper, steps: Plan, backup_byte
             "Nothing was changed. Make room, or let the backup go to another disk: "
             "QWENPROXY_MIGRATE_BACKUP_DIR."
         )
+
+
+def _on_database(operations: Sequence[Operation]) -> Iterator[Operation]:
+    for operation in operations:
+        if isinstance(operation, ops.SeparateDatabaseAndState):
+            yield from _on_database(operation.database_operations)
+        else:
+            yield operation
 
 
 def _mb(size: int) -> str:

@@ -14,7 +14,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,23 +41,12 @@ from qwenproxy.schema.refusals import (
     SchemaRefusal,
 )
 from qwenproxy.schema.rewrites import Rewrites
+from qwenproxy.schema.watch import Progress, Watch
 
 _ATTEMPTS = 5
 
 Plan = Sequence[tuple[Migration, bool]]
 Source = Literal["cli", "serve"]
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far a run is, for another thread to tell; read without a lock."""
-
-    done: int = 0
-    of: int = 0
-    migration: str = ""
-    statement: str = ""
-    # Of `time.monotonic`, when the statement began.
-    since: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +99,7 @@ class Run:
             SchemaRefusal: with the exit code that says what happened.
         """
         with (
+            self._watched(),
             migration_lock(self._connection, self._options.lock_wait_s, self._write, self._holder),
             engine.session(
                 self._connection, self._options.lock_wait_s, self._options.lock_timeout_s
@@ -134,6 +124,12 @@ class Run:
                 "The database is unchanged. Try at a quieter time, or wait longer: --lock-timeout."
             ) from conflict
 
+    def _watched(self) -> AbstractContextManager[object]:
+        # `serve` is watched from its beginning on.
+        if self._options.source == "serve" or is_scratch(self._connection):
+            return nullcontext()
+        return Watch(self._connection, self.progress, self._write)
+
     @contextmanager
     def _attempt(self) -> Iterator[None]:
         self._has_begun, self._current, self._rewrites = False, None, None
@@ -144,8 +140,12 @@ class Run:
                 self._finish()
         except BaseException as raised:
             exc = _cause(raised)
+            # What follows is not to be broken off.
+            self.progress.statement = ""
             self._roll_back(exc)
             if not isinstance(exc, Exception):
+                if self._has_begun:
+                    self._write(f"Stopped. {self._what_is_left()}")
                 raise exc from None
             if not self._has_begun:
                 raise
@@ -161,14 +161,19 @@ class Run:
         at = self._current
         where = f"{at.app}.{at.name}" if at else "The end of the migrations"
         what = f"{where} failed: {type(exc).__name__}: {_first_line(exc)}."
-        if not self._has_committed and not (at and self._is_alone):
-            return MigrationFailed(
-                f"{what} The database is unchanged; the version before can be started."
-            )
+        refusal = MigrationFailedPartWay if self._is_part_way() else MigrationFailed
+        return refusal(f"{what} {self._what_is_left()}")
+
+    def _is_part_way(self) -> bool:
+        return self._has_committed or (self._current is not None and self._is_alone)
+
+    def _what_is_left(self) -> str:
+        if not self._is_part_way():
+            return "The database is unchanged; the version before can be started."
         way_out = "Start again to continue"
         if self.backup_path:
             way_out += f", or go back: dbrestore {self.backup_path} --yes"
-        return MigrationFailedPartWay(f"{what} What ran before it is committed. {way_out}.")
+        return f"What ran before it is committed. {way_out}."
 
     # What Django calls
 
@@ -359,6 +364,7 @@ class Run:
         """Refuse what should not even begin; the last of it is that the backup fails."""
         if self._options.source == "serve":
             preflight.refuse_failing_again(self._history, events)
+            preflight.refuse_breaking(self._connection, events, self._write)
         if not self._options.allow_unsafe and not settings.DEBUG:
             preflight.refuse_data_loss(self._connection, plan, apps)
         backs_up = self._backs_up()
@@ -378,6 +384,7 @@ class Run:
         first = plan[0][0]
         path = backup.make(self._connection, f"{first.app_label}.{first.name[:4]}")
         self.backup_path = str(path)
+        self._write(f"Backed up: {path}")
         backup.prune(self._connection)
         event = self._event(app="", name=path.name, action="backup", status="ok")
         event.backup, event.seq = self.backup_path, self._next_seq()

@@ -11,11 +11,10 @@ import time
 from django.conf import settings
 from django.core.management import call_command
 from django.db import connection
-from django.db.utils import OperationalError
 
+from qwenproxy.schema import engine
 from qwenproxy.schema.locking import Write
 from qwenproxy.schema.refusals import Held, LockTimeout, Refused, SchemaChanged
-from qwenproxy.schema.runner import Progress
 from qwenproxy.schema.state import (
     SchemaState,
     changed,
@@ -24,6 +23,7 @@ from qwenproxy.schema.state import (
     refuse_ahead,
     warn_unknown,
 )
+from qwenproxy.schema.watch import Progress
 
 _POLL_S = 1.0
 
@@ -42,6 +42,11 @@ def bring_up_to_date(
     if mode == "off":
         return
     _wait_for_database(write)
+    with engine.set_apart(connection):
+        _bring_up_to_date(write, progress, mode)
+
+
+def _bring_up_to_date(write: Write, progress: Progress | None, mode: str) -> None:
     state = _acceptable_state(write)
     if not state.pending:
         return
@@ -93,15 +98,14 @@ def _wait_for_database(write: Write) -> None:
     has_told = False
     while True:
         try:
-            connection.ensure_connection()
+            engine.ensure_open(connection)
             return
-        except OperationalError as exc:
-            error = exc
-        if connection.vendor == "sqlite" or time.monotonic() > deadline:
-            raise Refused(f"The database cannot be opened: {str(error).strip()}") from error
-        if not has_told:
-            write(f"Waiting for the database: {str(error).strip()}")
-            has_told = True
+        except Refused as exc:
+            if connection.vendor == "sqlite" or time.monotonic() > deadline:
+                raise
+            if not has_told:
+                write(f"Waiting for it. {exc}")
+                has_told = True
         time.sleep(_POLL_S)
 
 

@@ -14,7 +14,7 @@ from django.core.management.commands import migrate
 from django.db import connections
 from django.db.migrations import Migration
 
-from qwenproxy.schema import plan
+from qwenproxy.schema import engine, plan
 from qwenproxy.schema.locking import is_scratch
 from qwenproxy.schema.refusals import WrongUsage
 from qwenproxy.schema.report import read_only
@@ -27,6 +27,8 @@ class Command(migrate.Command):
     stealth_options = ("source", "progress", "write")
 
     _run: Run | None = None
+    # Django has written "Applying ..." and no end of the line.
+    _is_mid_line = False
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
@@ -76,6 +78,7 @@ class Command(migrate.Command):
         if options["sql"] or options["json"]:
             self._tell_plan(options)
             return
+        engine.ensure_open(connections[options["database"]])
         is_read_only = options["plan"] or options["check_unapplied"]
         if is_read_only or self._has_nothing_to_do(options):
             super().handle(*args, **options)
@@ -94,7 +97,10 @@ class Command(migrate.Command):
             options.get("progress"),
         )
         django_handle = super().handle
-        self._run.execute(lambda: django_handle(*args, **options))
+        try:
+            self._run.execute(lambda: django_handle(*args, **options))
+        finally:
+            self._end_line()
 
     def _tell_plan(self, options: dict[str, Any]) -> None:
         if options["app_label"]:
@@ -126,8 +132,18 @@ class Command(migrate.Command):
     ) -> None:
         if self._run is not None:
             self._run.observe(action, migration, fake)
+        # A signal may come at any point here.
+        self._is_mid_line = self._is_mid_line or self.verbosity >= 1
         super().migration_progress_callback(action, migration, fake)
+        self._is_mid_line = self._is_mid_line and action.endswith("_start")
+
+    def _end_line(self) -> None:
+        if self._is_mid_line:
+            self._is_mid_line = False
+            self.stdout.write()
+            self.stdout.flush()
 
     def _say(self, line: str) -> None:
+        self._end_line()
         self.stderr.write(line, style_func=str)
         self.stderr.flush()

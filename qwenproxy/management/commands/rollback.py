@@ -10,6 +10,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.migrations import Migration
 
+from qwenproxy.schema import engine
 from qwenproxy.schema.refusals import Refused, WrongUsage
 from qwenproxy.schema.rollback import Rollback, Target, roll_back
 from qwenproxy.schema.runner import Options, Run
@@ -21,6 +22,8 @@ class Command(BaseCommand):
         "held: the gateway does not apply it again by itself, `migrate` does."
     )
     requires_migrations_checks = False
+    # "Undoing ..." is written, and no end of the line.
+    _is_mid_line = False
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("app_label", nargs="?", default="")
@@ -47,6 +50,7 @@ class Command(BaseCommand):
         target = Target(
             options["steps"], options["run"], options["app_label"], options["migration_name"]
         )
+        engine.ensure_open(connection)
         rollback = Rollback(connection, target)
         rollback.refuse_irreversible()
         if options["sql"]:
@@ -65,7 +69,7 @@ class Command(BaseCommand):
                 lock_wait_s=settings.MIGRATE_LOCK_WAIT_S,
                 lock_timeout_s=settings.MIGRATE_LOCK_TIMEOUT_S,
             ),
-            self.stdout.write,
+            self._say,
         )
 
         def observe(
@@ -73,14 +77,28 @@ class Command(BaseCommand):
         ) -> None:
             run.observe(action, migration, fake)
             if action == "unapply_start":
+                self._is_mid_line = True
                 self.stdout.write(f"  Undoing {migration} ...", ending="")
+                self.stdout.flush()
             elif action == "unapply_success":
                 self.stdout.write(self.style.SUCCESS(" OK"))
+                self._is_mid_line = False
 
-        roll_back(connection, target, run, observe)
-        if run.backup_path:
-            self.stdout.write(f"The data from before is in {run.backup_path}")
+        try:
+            roll_back(connection, target, run, observe)
+        finally:
+            self._end_line()
         self.stdout.write("Held: the gateway will not apply them again by itself; `migrate` does.")
+
+    def _end_line(self) -> None:
+        if self._is_mid_line:
+            self._is_mid_line = False
+            self.stdout.write()
+
+    def _say(self, line: str) -> None:
+        self._end_line()
+        self.stdout.write(line)
+        self.stdout.flush()
 
     def _show(self, rollback: Rollback) -> None:
         self.stdout.write("To be undone:")

@@ -18,13 +18,14 @@ import uvicorn
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
+from django.db import connections
 
 from qwenproxy.access import first_start
 from qwenproxy.asgi import application
 from qwenproxy.proxy import discovery
 from qwenproxy.schema.responder import Responder
-from qwenproxy.schema.runner import Progress
 from qwenproxy.schema.startup import bring_up_to_date
+from qwenproxy.schema.watch import Progress, Watch
 
 # Beyond the drain's deadline: interrupted turns record their end and say so to their clients.
 _GRACE_S = 10
@@ -76,7 +77,7 @@ class Command(BaseCommand):
         address = f"http://{_shown_host(host)}:{port}"
         progress = Progress()
         # Until the server takes over: probes and clients are answered from the first moment.
-        with Responder(listener, progress, self._say):
+        with Watch(connections["default"], progress, self._say), Responder(listener, progress):
             bring_up_to_date(self._say, progress=progress, mode=migrate)
             try:
                 begun = first_start.prepare()
