@@ -101,7 +101,7 @@ class GatewayAdminSite(AdminSite):
         names = dict(UpstreamAccount.objects.filter(pk__in=ids).values_list("pk", "name"))
         for pk, tested in test_accounts(list(names)).items():
             level = messages.SUCCESS if tested.is_ok else messages.ERROR
-            messages.add_message(request, level, f"{names[pk]}: {_outcome(tested)}")
+            messages.add_message(request, level, f"Account {names[pk]}: {_outcome(tested)}")
         return HttpResponseRedirect(reverse("admin:access_upstreamaccount_changelist"))
 
 

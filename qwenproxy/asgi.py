@@ -1,7 +1,7 @@
 """The ASGI application: lean handler under /v1 and /api, Django's own for the rest, start and stop of both.
 
-Start: recorder (which settles what dead processes left), HTTP client, routing. Stop: no new turns,
-running ones drain until the deadline, the recorder goes last.
+Start: recorder (which settles what dead processes left), HTTP client, routing, upkeep of accounts. Stop:
+no new turns, running ones drain until the deadline, the recorder goes last.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from qwenproxy.database import close_pool  # noqa: E402
 from qwenproxy.proxy.gateway import Gateway, TurnSettings  # noqa: E402
 from qwenproxy.proxy.routing import Routing  # noqa: E402
 from qwenproxy.proxy.streaming import Receive, Send  # noqa: E402
+from qwenproxy.proxy.upkeep import Upkeep  # noqa: E402
 from qwenproxy.proxy.upstreams import make_upstream  # noqa: E402
 from qwenproxy.upstream.http import open_client  # noqa: E402
 from requests_app.recorder import Recorder  # noqa: E402
@@ -85,12 +86,15 @@ class Application:
         )
         await recorder.start()
         routing.start()
+        upkeep = Upkeep(routing.make_upstream)
+        upkeep.start()
         gateway = self.gateway = Gateway(recorder, routing, _turn_settings())
 
         async def stop() -> None:
             late = await gateway.drain(settings.DRAIN_TIMEOUT_S)
             if late:
                 logger.warning("%d answers were interrupted by the shutdown", late)
+            await upkeep.stop()
             await routing.stop()
             await recorder.stop()
             await client.aclose()

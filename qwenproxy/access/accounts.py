@@ -20,6 +20,7 @@ from django.db.models.signals import post_save
 from django.utils import timezone
 
 from qwenproxy.access import encryption, session_tokens
+from qwenproxy.access.account_states import WARN_BEFORE, expiry_warning
 from qwenproxy.access.models import UpstreamAccount
 from qwenproxy.wire import json
 
@@ -215,6 +216,15 @@ def clean_base_url(text: str) -> str:
     return base_url
 
 
+def expiry_warnings(now: datetime) -> list[tuple[str, str]]:
+    """Names of the enabled accounts whose credentials end soon or did, and what to do; blocks."""
+    ending = UpstreamAccount.objects.filter(enabled=True, secrets_expire_at__lt=now + WARN_BEFORE)
+    return [
+        (account.name, expiry_warning(account.kind, account.secrets_expire_at, now))
+        for account in ending
+    ]
+
+
 # Of credentials for which no configured key is the right one.
 UNREADABLE = "give the encryption key back that the stored credentials need, or enter them anew"
 
@@ -266,8 +276,12 @@ def store_renewed(account_id: int, before: Secrets, cookies: Mapping[str, str]) 
     """Put a renewed session's cookies in; false where other secrets were stored meanwhile. Blocks."""
     with transaction.atomic():
         account = UpstreamAccount.objects.select_for_update().filter(pk=account_id).first()
-        # Not the ciphertexts: another encryption key makes no other session.
-        if account is None or get_secrets(account) != before:
+        try:
+            # Not the ciphertexts: another encryption key makes no other session.
+            is_same = account is not None and get_secrets(account) == before
+        except encryption.EncryptionError:
+            is_same = False
+        if account is None or not is_same:
             return False
         set_secrets(account, session_tokens.renewed(before, cookies))
     return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
-from qwenproxy.errors import UpstreamChatGone, UpstreamProtocolError
+from qwenproxy.errors import UpstreamChatGone, UpstreamError, UpstreamProtocolError
 from qwenproxy.upstream.qwen_web import QwenWeb
 from qwenproxy.wire import json
 
@@ -28,9 +28,12 @@ async def is_signed_in(web: QwenWeb) -> bool | None:
     """
     try:
         body = await web.ask("GET", "/api/v1/auths/")
-    except (UpstreamChatGone, UpstreamProtocolError):
+    except UpstreamError as exc:
         # The path is gone, or a page answers there: the site was changed.
-        return None
+        is_gone = type(exc) is UpstreamError and exc.upstream_status in (404, 405)
+        if is_gone or isinstance(exc, UpstreamChatGone | UpstreamProtocolError):
+            return None
+        raise
     # The answer names a person: no more of it is read than that it does.
     return bool(_members(body).get("id")) or None
 
@@ -46,7 +49,7 @@ async def renew(web: QwenWeb) -> dict[str, str]:
     body = await web.ask(
         "GET",
         "/api/v2/auths/refresh",
-        base_url=_auth_base_url(base_url),
+        base_url=auth_base_url(base_url),
         extra={"x-request-origin": base_url},
     )
     data = _members(body).get("data")
@@ -62,7 +65,8 @@ async def renew(web: QwenWeb) -> dict[str, str]:
     return cookies
 
 
-def _auth_base_url(base_url: str) -> str:
+def auth_base_url(base_url: str) -> str:
+    """The host that renews sessions of this one: never one of another site."""
     parts = urlsplit(base_url)
     host = _AUTH_HOSTS.get(parts.netloc.lower())
     return f"{parts.scheme}://{host}" if host else base_url

@@ -29,6 +29,8 @@ COMPLETIONS = "/api/v2/chat/completions"
 STOP = "/api/v2/chat/completions/stop"
 NEW_CHAT = "/api/v2/chats/new"
 MODELS = "/api/models"
+SESSION = "/api/v1/auths/"
+REFRESH = "/api/v2/auths/refresh"
 
 # The ids that the synthetic streams use; a raw reply gets the chat's real ones in their place.
 _FIXTURE_CHAT = b"11111111-1111-4111-8111-111111111111"
@@ -40,6 +42,11 @@ def web_error(name: str) -> Reply:
     """A failure of web_errors.json by its name."""
     case = WEB_ERRORS[name]
     return Reply(body=case["body"], status=case["status"], headers=dict(case["headers"]))
+
+
+def cookies_of(request: Recorded) -> dict[str, str]:
+    pairs = (part.strip().partition("=") for part in request.headers.get("cookie", "").split(";"))
+    return {name: value for name, _, value in pairs}
 
 
 @dataclass
@@ -127,6 +134,11 @@ class QwenWebDouble(ScriptedServer):
         # `{success, data: {data: [...]}}` instead of `{data: [...]}`.
         self.nested_models = nested_models
         self.delay_s = delay_s
+        # The session's tokens; null: every session is good, and none can be renewed.
+        self.access_token: str | None = None
+        self.refresh_token: str | None = None
+        # What the next renewals give.
+        self.next_tokens: list[tuple[str, str]] = []
         self.chats: dict[str, Chat] = {}
         self.models = [
             model_entry("qwen3-max"),
@@ -146,6 +158,8 @@ class QwenWebDouble(ScriptedServer):
             ("POST", NEW_CHAT): self._new_chat,
             ("POST", COMPLETIONS): self._complete,
             ("POST", STOP): self._stop,
+            ("GET", SESSION): self._session,
+            ("GET", REFRESH): self._refresh,
         }.get((request.method, request.path))
         if route is None:
             await self.send_json(exchange, {"detail": "Not Found"}, status=404)
@@ -154,6 +168,27 @@ class QwenWebDouble(ScriptedServer):
         if reply is not None and await self.send_simple(exchange, reply):
             return
         await route(request, exchange, reply)
+
+    def _knows(self, request: Recorded) -> bool:
+        return self.access_token in (None, cookies_of(request).get("token"))
+
+    async def _session(self, request: Recorded, exchange: Exchange, reply: Reply | None) -> None:
+        if self._knows(request):
+            user = {"id": str(uuid.UUID(int=1)), "email": "planted@example.org", "role": "user"}
+            await self.send_json(exchange, user)
+        else:
+            await self.send_json(exchange, {"detail": "Unauthorized"}, status=401)
+
+    async def _refresh(self, request: Recorded, exchange: Exchange, reply: Reply | None) -> None:
+        if "x-request-origin" not in request.headers:
+            await self._error(exchange, "Bad_Request", "Missing origin")
+        elif not self.next_tokens or cookies_of(request).get("refresh_token") != self.refresh_token:
+            await self._error(exchange, "Unauthorized", "Unauthorized")
+        else:
+            # The former refresh token is used up.
+            self.access_token, self.refresh_token = self.next_tokens.pop(0)
+            tokens = {"access_token": self.access_token, "refresh_token": self.refresh_token}
+            await self._success(exchange, tokens)
 
     async def _list_models(self, _: Recorded, exchange: Exchange, reply: Reply | None) -> None:
         listed: dict[str, Any] = {"data": self.models}
@@ -208,6 +243,8 @@ class QwenWebDouble(ScriptedServer):
 
     def _problem(self, request: Recorded) -> tuple[str, str] | None:
         body = request.body
+        if not self._knows(request):
+            return "Unauthorized", "Token has expired"
         if self.require_cookie and "token=" not in request.headers.get("cookie", ""):
             return "Unauthorized", "Unauthorized"
         if self.require_version_header and "version" not in request.headers:
