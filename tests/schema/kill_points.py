@@ -27,8 +27,8 @@ import sqlite3
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -232,6 +232,9 @@ class PostgreSQLDatabases:
             return answers
 
 
+Databases = SQLiteDatabases | PostgreSQLDatabases
+
+
 def operate(task: dict[str, Any], operation: list[str]) -> None:
     from django.core.management import call_command
     from django.core.management.base import CommandError
@@ -246,16 +249,24 @@ def operate(task: dict[str, Any], operation: list[str]) -> None:
         sys.exit(exc.returncode)
 
 
-def outcome(databases: SQLiteDatabases | PostgreSQLDatabases) -> object:
+def outcome(databases: Databases) -> object:
     """The schema, what is recorded, and where the history does not say the same."""
     from django.db import connection
+    from django.db.migrations.recorder import MigrationRecorder
 
-    from qwenproxy.schema.history import History, applied_migrations
+    from qwenproxy.schema.history import History
 
-    History(connection)
-    recorded = [list(name) for name in applied_migrations(connection)]
+    recorder = MigrationRecorder(connection)
+    recorded = []
+    if recorder.has_table():
+        recorded = [[row.app, row.name] for row in recorder.migration_qs.order_by("id")]
     columns = History(connection).columns
     started = len(History(connection).rows(status="started")) if columns else 0
+    done = [
+        (row["app"], row["name"], row["action"])
+        for row in History(connection).rows(status="ok")
+        if row["app"]
+    ]
     disagreements = History(connection).disagreements() if columns else []
     with connection.cursor() as cursor:
         tables = connection.introspection.table_names(cursor)
@@ -267,14 +278,16 @@ def outcome(databases: SQLiteDatabases | PostgreSQLDatabases) -> object:
         "schema": databases.schema(),
         "recorded": sorted(recorded),
         "twice": len(recorded) != len({tuple(name) for name in recorded}),
+        "done": sorted(done),
         "rights": rights,
         "started": started,
         "disagreements": disagreements,
     }
 
 
-def main() -> None:
-    task = json.loads(sys.argv[1])
+@contextmanager
+def prepared(task: dict[str, Any]) -> Iterator[tuple[Databases, Path]]:
+    """Django set up for databases that come and go, with all imported that every child would import."""
     # What a process that dies has written stays, synced or not: memory will do.
     shared = Path("/dev/shm")
     within = shared if os.access(shared, os.W_OK) else None
@@ -287,12 +300,26 @@ def main() -> None:
     url = os.environ.get("QWENPROXY_TEST_DATABASE_URL")
     databases = PostgreSQLDatabases(url) if url else SQLiteDatabases(directory)
     os.environ["DJANGO_SETTINGS_MODULE"] = task.get("settings", "qwenproxy.settings")
+
+    # Only now are there settings.
+    import django
+    from django.db.migrations.loader import MigrationLoader
+
     try:
-        sys.stdout.write(json.dumps(run(task, databases, directory)))
+        django.setup()
+        MigrationLoader(None)
+        gc.freeze()
+        yield databases, directory
     finally:
         if isinstance(databases, PostgreSQLDatabases):
             databases.drop()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def main() -> None:
+    task = json.loads(sys.argv[1])
+    with prepared(task) as (databases, directory):
+        sys.stdout.write(json.dumps(run(task, databases, directory)))
 
 
 def choose(task: dict[str, Any], total: int, commits: list[int]) -> list[int]:
@@ -303,17 +330,9 @@ def choose(task: dict[str, Any], total: int, commits: list[int]) -> list[int]:
     return chosen[which::of]
 
 
-def run(
-    task: dict[str, Any], databases: SQLiteDatabases | PostgreSQLDatabases, directory: Path
-) -> dict[str, Any]:
-    import django
+def run(task: dict[str, Any], databases: Databases, directory: Path) -> dict[str, Any]:
     from django.db import connection
-    from django.db.migrations.loader import MigrationLoader
 
-    django.setup()
-    # Imports what every child would.
-    MigrationLoader(None)
-    gc.freeze()
     operation = task["operation"]
     for before in task.get("before", []):
         databases.fresh()

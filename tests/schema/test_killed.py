@@ -22,18 +22,21 @@ PLAIN_BACK = {**PLAIN_UP, "before": [["migrate"]], "operation": ["migrate", "aut
 THOROUGH = bool(os.environ.get("QWENPROXY_TESTS_THOROUGH"))
 
 
-def kill_at_points(task: dict[str, object], **environ: str) -> dict[str, object]:
+def run_module(name: str, task: dict[str, object]) -> dict:
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.schema.kill_points", json.dumps(task)],
+        [sys.executable, "-m", name, json.dumps(task)],
         cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
-        | environ,
+        env={name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr[-4000:]
     return json.loads(ended.stdout)
+
+
+def kill_at_points(task: dict[str, object]) -> dict:
+    return run_module("tests.schema.kill_points", task)
 
 
 def assert_recovers(task: dict[str, object]) -> None:

@@ -136,39 +136,6 @@ def test_looking_changes_nothing(migrated, command):
     assert digest(migrated) == before
 
 
-def test_nothing_to_do_takes_no_lock(migrated):
-    processes = [migrated.start("migrate", "-v0") for _ in range(3)]
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
-    for process in processes:
-        process.communicate()
-    assert not list(migrated.database.parent.glob("*.lock"))
-
-
-def race(project, processes: int) -> None:
-    racing = [project.start("migrate", "-v0") for _ in range(processes)]
-    errors = [process.communicate(timeout=300)[1] for process in racing]
-    assert [process.returncode for process in racing] == [0] * processes, errors
-    check = (
-        "from django.db import connection; c = connection.cursor();"
-        "c.execute('SELECT count(*), count(DISTINCT app || name) FROM django_migrations');"
-        "a = c.fetchone(); c.execute('SELECT count(*) FROM schema_migrationevent');"
-        "assert a[0] == a[1] == c.fetchone()[0] > 20, a"
-    )
-    ended = project.run("shell", "-v0", "-c", check)
-    assert ended.returncode == 0, ended.stderr
-
-
-def test_processes_that_start_together_migrate_once(any_project):
-    race(any_project, 3)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("attempt", range(20))
-def test_many_processes_that_start_together_migrate_once(any_project, attempt):
-    race(any_project, 8)
-
-
 def test_an_unknown_app_stays_djangos_error(migrated):
     ended = migrated.run("migrate", "nothing")
     assert ended.returncode == 1
