@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -51,6 +52,35 @@ def refuse_failing_again(history: History, events: Sequence[MigrationEvent]) -> 
             f"({failed[same[-1]]}). Not trying again by itself; the database is unchanged. "
             "Start the version before, or try by hand: manage.py migrate."
         )
+
+
+def refuse_unwritable(connection: BaseDatabaseWrapper) -> None:
+    """
+    Raises:
+        Refused: the database is only there to be read, or this user may make no tables in it.
+    """
+    why = ""
+    if connection.vendor == "sqlite":
+        path = Path(str(connection.settings_dict["NAME"])).absolute()
+        for needed in (path, path.parent):
+            if not os.access(needed, os.W_OK):
+                why = f"{needed} cannot be written by this user"
+                break
+    elif connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT current_setting('transaction_read_only'), current_user, current_schema(), "
+                "has_schema_privilege(current_schema(), 'CREATE')"
+            )
+            read_only, user, schema, may_create = cursor.fetchone()
+        if read_only == "on":
+            why = "the server lets nothing be written (a standby, or default_transaction_read_only)"
+        elif not may_create:
+            why = (
+                f"the user {user} may make no tables in the schema {schema or 'of its search_path'}"
+            )
+    if why:
+        raise Refused(f"The database cannot be changed: {why}. Nothing was changed.")
 
 
 def refuse_breaking(
