@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 _ACCOUNTS_TTL_S = 2.0
 # A list that could not be read is asked for again no sooner than this.
 _FAILED_TTL_S = 5.0
-# Of an account that is kept out: reading its list is a call as well.
+# Of an account that is kept out, where its list was never read: that is a call as well.
 _OUT_TTL_S = 300.0
 # An unknown model has the lists read again, unless they are younger than this.
 _FRESH_S = 10.0
@@ -289,8 +289,9 @@ class Routing:
 
     def _start_reading(self, listing: _Listing, now: float) -> asyncio.Task[None] | None:
         is_out = listing.lane.standing() == "out"
-        asked_at = max(listing.failed_at, listing.read_at) if is_out else listing.failed_at
-        if listing.task is None and now - asked_at > (_OUT_TTL_S if is_out else _FAILED_TTL_S):
+        may_read = not is_out or listing.models is None
+        ttl_s = _OUT_TTL_S if is_out else _FAILED_TTL_S
+        if listing.task is None and may_read and now - listing.failed_at > ttl_s:
             listing.task = self._spawn(self._read_list(listing))
         return listing.task
 
