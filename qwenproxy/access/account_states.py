@@ -41,7 +41,7 @@ def way_out(kind: str, state: str, until: datetime | None = None) -> str:
         case "expired":
             return f"{_EXPIRED.get(kind, _NEW_KEY)}; otherwise {again}"
         case "paused":
-            return "switch it on again: Upstream accounts in the admin, or PATCH /v1/accounts/<id>"
+            return "switch it on again: Upstream accounts in the admin, or POST /v1/accounts/<id>/resume"
     return ""
 
 

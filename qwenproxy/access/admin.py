@@ -42,7 +42,7 @@ class UpstreamAccountAdmin(UpstreamAccountModelAdmin):
         "why",
         "until",
         "what_to_do",
-        "credentials",
+        "credentials_brief",
         "priority",
         "weight",
     )
@@ -138,6 +138,19 @@ class UpstreamAccountAdmin(UpstreamAccountModelAdmin):
     def what_to_do(self, obj: UpstreamAccount) -> str:
         return way_out(obj.kind, _state(obj), obj.state_until) or "-"
 
+    @admin.display(description="credentials", ordering="secrets_expire_at")
+    def credentials_brief(self, obj: UpstreamAccount) -> str:
+        stored, expires = accounts.stored_names(obj), obj.secrets_expire_at
+        if stored is None:
+            return format_html('<span class="pill pill-expired">{}</span>', "unreadable")
+        if expires is None:
+            return "set" if stored else "none"
+        now = timezone.now()
+        text = f"{'ended' if expires < now else 'ends'} {expires:%Y-%m-%d %H:%M} UTC"
+        if not expiry_warning(obj.kind, expires, now):
+            return text
+        return format_html('<span class="pill pill-cooling">soon</span> {}', text)
+
     @admin.display(description="stored")
     def credentials(self, obj: UpstreamAccount) -> str:
         """Name what is stored, never its value."""
@@ -145,17 +158,12 @@ class UpstreamAccountAdmin(UpstreamAccountModelAdmin):
         if stored is None:
             return f"unreadable: {accounts.UNREADABLE}"
         names = ", ".join(name.replace("_", " ") for name in stored) or "nothing"
-        expires = obj.secrets_expire_at
-        if expires is None:
+        warning = expiry_warning(obj.kind, obj.secrets_expire_at, timezone.now())
+        if warning:
+            return format_html('{}<p class="banner banner-warning">{}</p>', names, warning)
+        if obj.secrets_expire_at is None:
             return names
-        verb = "ended" if expires < timezone.now() else "ends"
-        text = f"{names}; the session {verb} {expires:%Y-%m-%d %H:%M} UTC"
-        warning = expiry_warning(obj.kind, expires, timezone.now())
-        return (
-            format_html('{}<p class="banner banner-warning">{}</p>', text, warning)
-            if warning
-            else text
-        )
+        return f"{names}; the session ends {obj.secrets_expire_at:%Y-%m-%d %H:%M} UTC"
 
 
 def _state(account: UpstreamAccount) -> str:

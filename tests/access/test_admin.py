@@ -257,11 +257,13 @@ class TestUpstreamAccounts:
     def test_credentials_that_end_soon_are_marked(self, admin_client, days, shown):
         expires = timezone.now() + timedelta(days=days)
         token = jwt({"exp": expires.timestamp()})
-        make_account(secrets={"cookies": f"token={token}"})
+        account = make_account(secrets={"cookies": f"token={token}"})
         page = admin_client.get(ACCOUNTS).content.decode()
         assert f"ends {expires:%Y-%m-%d %H:%M} UTC" in page
-        assert ("the credentials end at" in page) == shown
-        assert token not in page
+        assert (">soon<" in page) == shown
+        own_page = admin_client.get(change_url(account)).content.decode()
+        assert ("the credentials end at" in own_page) == shown
+        assert token not in page + own_page
 
     def test_accounts_are_paused_and_resumed(self, admin_client):
         account = make_account(secrets=SECRETS)

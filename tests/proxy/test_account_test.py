@@ -178,7 +178,7 @@ class TestInTheAdmin:
         assert "Account well: answered in" in page
         assert "models: 2" in page
         assert "Account gone: upstream_error after" in page
-        assert "What to do: see whether its server runs" in page
+        assert "Way out: see whether its server runs" in page
         gone.refresh_from_db()
         assert gone.last_error_at is not None
 
