@@ -55,6 +55,10 @@ class Keep:
     def closing(self, closing: Closing) -> Closing:
         return closing
 
+    def cause(self, cause: str) -> str:
+        """An attempt's cause, where it is stored outside the turn's own rows."""
+        return cause
+
     def feed(self) -> Feed:
         """Make what turns the events of one running answer into those that may be stored."""
         return lambda events: events
@@ -107,6 +111,10 @@ class KeepRedacted(Keep):
             sent=sent and self._sent(sent),
         )
 
+    def cause(self, cause: str) -> str:
+        code, separator, message = cause.partition(": ")
+        return code + separator + self._redaction.text(message)
+
     def feed(self) -> Feed:
         return RedactedStream(self._redaction).feed
 
@@ -154,6 +162,9 @@ class KeepMetadata(Keep):
             attempts=self._without_messages(closing.attempts),
             sent=sent and _bare(sent),
         )
+
+    def cause(self, cause: str) -> str:
+        return cause.partition(":")[0]
 
     def feed(self) -> Feed:
         return _without_content

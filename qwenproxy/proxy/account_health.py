@@ -49,8 +49,8 @@ _LONGEST_NAMED_S = 86400.0
 # A trial that fails for another reason is followed by the next one after this time.
 _TRIAL_AGAIN_S = 15.0
 _OK_WRITTEN_EVERY_S = 60.0
-_REASON_CHARS = 500
-_LIMITED_CODE = f"{UpstreamRateLimited.code}: "
+# A reason that begins so makes `cooling` strict, in other processes too.
+_LIMITED_CODE = str(UpstreamRateLimited.code)
 
 
 @dataclass(slots=True, eq=False)
@@ -108,14 +108,22 @@ class AccountHealth:
             now = self._ok_at = self.clock()
             self._become_ready(now)
 
-    def failed(self, error: GatewayError, *, epoch: int, kind: str) -> None:
-        """A call failed; errors that say nothing about the account change nothing."""
+    def failed(
+        self, error: GatewayError, *, epoch: int, kind: str, cause: str | None = None
+    ) -> None:
+        """A call failed; errors that say nothing about the account change nothing.
+
+        Args:
+            cause: what may be stored of it, beginning with the error's code; null: its message.
+        """
+        if cause is None:
+            cause = f"{error.error_code}: {error.message}"
         verdict = _verdict(error, kind)
         if verdict is None:
             return
         now = self._error_at = self.clock()
         if epoch != self.epoch:
-            self._note_earlier(verdict, error, now)
+            self._note_earlier(verdict, error, cause, now)
             return
         present = self._present()
         if verdict == "failing" and self.is_strict:
@@ -124,7 +132,7 @@ class AccountHealth:
             return
         self.failures = self.failures + 1 if verdict == present else 1
         if verdict != "failing" or self.failures >= _FAILING_AFTER:
-            self._pause(verdict, error, now)
+            self._pause(verdict, error, cause, now)
 
     def adopt(self, stored: StoredAccount, *, anew: bool) -> None:
         """Take the stored state over where it is newer, or `anew`: with other credentials."""
@@ -155,7 +163,7 @@ class AccountHealth:
                 return state
         return "limited" if self.is_limited else "failing"
 
-    def _note_earlier(self, verdict: _Verdict, error: GatewayError, now: float) -> None:
+    def _note_earlier(self, verdict: _Verdict, error: GatewayError, cause: str, now: float) -> None:
         """A call that began before this state: one event of many calls counts once."""
         if self.state == "ready":
             # With credentials that are replaced, or before a trial that succeeded.
@@ -163,13 +171,13 @@ class AccountHealth:
         present = self._present()
         if _SEVERITY[verdict] > _SEVERITY[present]:
             self.failures = 1
-            self._pause(verdict, error, now)
+            self._pause(verdict, error, cause, now)
         elif verdict == present == "limited" and error.retry_after_s is not None:
             until = now + _named(error.retry_after_s)
             if until > self.until:
                 self._enter(self.state, self.reason, now, until)
 
-    def _pause(self, verdict: _Verdict, error: GatewayError, now: float) -> None:
+    def _pause(self, verdict: _Verdict, error: GatewayError, cause: str, now: float) -> None:
         first_s, longest_s = _PAUSES_S[verdict]
         doublings = self.failures - (_FAILING_AFTER if verdict == "failing" else 1)
         # Bounded before it is raised: failures are without bounds.
@@ -177,9 +185,7 @@ class AccountHealth:
         if verdict == "limited" and error.retry_after_s is not None:
             pause_s = _named(error.retry_after_s)
         state = verdict if verdict in ("challenged", "expired") else "cooling"
-        # The class's code decides whether it is strict, in other processes too.
-        code = _LIMITED_CODE if verdict == "limited" else f"{error.error_code}: "
-        self._enter(state, (code + error.message)[:_REASON_CHARS], now, now + pause_s)
+        self._enter(state, cause, now, now + pause_s)
 
     def _become_ready(self, now: float) -> None:
         self.failures = 0

@@ -9,6 +9,7 @@ process's alone, in memory, on the event loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from qwenproxy.errors import (
 )
 from qwenproxy.proxy.account_health import AccountHealth, Standing
 from qwenproxy.upstream.protocol import Upstream
+
+logger = logging.getLogger(__name__)
 
 # A conversation waits so long for the account that has its chat, where only pacing keeps it from there:
 # elsewhere all of it would have to be sent again.
@@ -50,9 +53,18 @@ class Lane:
     # In the order in which they came; each waits in all of its lanes.
     _waiters: dict[_Waiter, Sequence[Lane]] = field(default_factory=dict, init=False)
     _timer: asyncio.TimerHandle | None = field(default=None, init=False)
+    _logged: str = field(default="ready", init=False)
 
     def standing(self) -> Standing:
         return "out" if self.is_paused else self.health.standing()
+
+    @property
+    def state(self) -> str:
+        return PAUSED if self.is_paused else self.health.state
+
+    def way_out(self) -> str:
+        until = datetime.fromtimestamp(self.health.until, UTC) if self.health.until else None
+        return way_out(self.upstream.account.kind, self.state, until)
 
     def is_free(self) -> bool:
         """A call can begin now, and nobody waits for that."""
@@ -90,6 +102,19 @@ class Lane:
             else:
                 self._settle_later()
                 return
+
+    def log_state(self) -> None:
+        """Say in the log that the account went out, or came back; without the upstream's words."""
+        account, health = self.upstream.account, self.health
+        if health.state == self._logged:
+            return
+        self._logged = health.state
+        if health.state == "ready":
+            logger.info("upstream account %r is ready again", account.name)
+        else:
+            logger.warning(
+                "upstream account %r is %s: %s", account.name, health.state, self.way_out()
+            )
 
     def close(self) -> None:
         if self._timer is not None:
@@ -144,10 +169,11 @@ class Place:
         """The whole answer arrived."""
         self.lane.health.succeeded(epoch=self._epoch)
 
-    def failed(self, error: GatewayError) -> None:
-        """The call failed; `error` holds no secrets by now."""
+    def failed(self, error: GatewayError, cause: str) -> None:
+        """The call failed; `cause` says why in words that may be stored."""
         lane = self.lane
-        lane.health.failed(error, epoch=self._epoch, kind=self.upstream.account.kind)
+        kind = self.upstream.account.kind
+        lane.health.failed(error, epoch=self._epoch, kind=kind, cause=cause)
         if isinstance(error, UpstreamRateLimited) and error.retry_after_s is None:
             # Before that time its client would be refused here.
             error.retry_after_s = lane.health.wait_s()
@@ -253,10 +279,7 @@ class Route:
     def _nobody_ready(self) -> NoAccountReady:
         told = []
         for lane in self.lanes:
-            account, health = lane.upstream.account, lane.health
-            state = PAUSED if lane.is_paused else health.state
-            until = datetime.fromtimestamp(health.until, UTC) if health.until else None
-            told.append(f"{account.name} is {state} ({way_out(account.kind, state, until)})")
+            told.append(f"{lane.upstream.account.name} is {lane.state} ({lane.way_out()})")
         waits = [lane.health.wait_s() for lane in self.lanes if not lane.is_paused]
         are_limited = all(lane.health.is_limited and not lane.is_paused for lane in self.lanes)
         error = AllRateLimited if are_limited else NoAccountReady

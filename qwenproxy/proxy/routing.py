@@ -254,7 +254,9 @@ class Routing:
         return listing
 
     def _write_state(self, account_id: int) -> None:
-        self._unwritten[account_id] = self._lanes[account_id].health
+        lane = self._lanes[account_id]
+        self._unwritten[account_id] = lane.health
+        lane.log_state()
         if self._writing is None:
             self._writing = self._spawn(self._write_states())
 

@@ -103,6 +103,8 @@ class Turn:
     _attempts: list[JSONObject] = field(init=False, default_factory=list)
     _chars: int = field(init=False, default=0)
     _place: Place | None = field(init=False, default=None)
+    # For an account that has a place.
+    _is_waiting: bool = field(init=False, default=False)
     _upstream: Upstream | None = field(init=False, default=None)
     _upstream_label: str = field(init=False, default="")
     # Why the conversation's chat cannot go on: busy or gone.
@@ -253,6 +255,7 @@ class Turn:
         self, wishes: Wishes, failed: Sequence[Lane], error: GatewayError | None
     ) -> Place:
         wait_s = self.gateway.settings.account_wait_s
+        self._is_waiting = True
         try:
             return await self.route.take(wishes, failed=failed, wait_s=wait_s)
         except NoAccountReady:
@@ -260,6 +263,8 @@ class Turn:
                 raise
             # What happened to this turn says more.
             raise error from None
+        finally:
+            self._is_waiting = False
 
     async def _ask_account(
         self, place: Place, wishes: Wishes, failed: Sequence[Lane]
@@ -359,8 +364,8 @@ class Turn:
         except GatewayError as error:
             # Upstreams quote what they were sent.
             hide_secrets(error, upstream.account.credentials)
-            attempt["cause"] = f"{error.error_code}: {error.message}"[:500]
-            place.failed(error)
+            cause = attempt["cause"] = f"{error.error_code}: {error.message}"[:500]
+            place.failed(error, self._opening.keep.cause(cause))
             raise
         except asyncio.CancelledError:
             attempt["cause"] = self._ending or "timeout"
@@ -481,8 +486,8 @@ class Turn:
         )
 
     def _client_left(self) -> None:
-        if self._place is None:
-            # It waits for an account, or is over: there is no answer to finish.
+        if self._is_waiting:
+            # There is no answer yet that could be finished.
             self._end_early("cancelled")
             return
         mode = self.gateway.settings.on_client_left or (

@@ -39,7 +39,8 @@ class Account:
 
     def fail(self, error, *, epoch=None, kind="openai_compatible"):
         epoch = self.health.epoch if epoch is None else epoch
-        self.health.failed(error, epoch=epoch, kind=kind)
+        cause = f"{error.error_code}: {error.message}"
+        self.health.failed(error, epoch=epoch, kind=kind, cause=cause)
 
     def succeed(self, *, epoch=None):
         self.health.succeeded(epoch=self.health.epoch if epoch is None else epoch)

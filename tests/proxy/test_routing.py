@@ -80,7 +80,7 @@ async def written(routing):
 
 async def fail(routing, error):
     place = await take(routing)
-    place.failed(error)
+    place.failed(error, f"{error.error_code}: {error.message}")
     place.leave()
     await written(routing)
 
@@ -172,7 +172,7 @@ def test_new_credentials_make_an_account_ready_in_every_process(run, make_accoun
                 await reload(routing)
                 await take(routing)
             # A call with the old ones ends only now.
-            old.failed(UpstreamChallenged("check"))
+            old.failed(UpstreamChallenged("check"), "upstream_challenge")
             await take(one)
             await written(one)
             assert (await run_in_db(row)).state == "ready"
@@ -312,7 +312,7 @@ def test_the_last_change_is_written_before_the_end(run, make_account):
     async def test():
         async with process() as one:
             place = await take(one)
-            place.failed(UpstreamChallenged("check"))
+            place.failed(UpstreamChallenged("check"), "upstream_challenge")
         assert (await run_in_db(row)).state == "challenged"
 
     run(test)
@@ -341,3 +341,28 @@ def test_the_last_account_of_sessions_is_remembered_within_bounds(monkeypatch):
         routing.remember(f"s{number}", number)
         routing.remember("s0", 0)
     assert [routing.last_account(f"s{n}") for n in range(4)] == [0, None, 2, 3]
+
+
+def test_the_log_says_once_that_an_account_went_out_and_came_back(run, make_account, caplog):
+    make_account("qwen_web", name="mine")
+    caplog.set_level("INFO")
+
+    async def test():
+        async with process() as one:
+            earlier = await take(one)
+            await fail(one, UpstreamChallenged("they said something"))
+            earlier.failed(UpstreamChallenged("again"), "upstream_challenge")
+            (lane,) = one.lanes
+            lane.health.clock = lambda: lane.health.until
+            for _ in range(2):
+                place = await take(one)
+                place.succeeded()
+                place.leave()
+            await written(one)
+
+    run(test)
+    said = [text for text in caplog.messages if "'mine'" in text]
+    assert len(said) == 2
+    assert said[0].startswith("upstream account 'mine' is challenged: open the site")
+    assert said[1] == "upstream account 'mine' is ready again"
+    assert "they said something" not in caplog.text
