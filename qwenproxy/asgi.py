@@ -7,6 +7,7 @@ no new turns, running ones drain until the deadline, the recorder goes last.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -22,15 +23,18 @@ django.setup()
 
 from django.conf import settings  # noqa: E402  # after setup
 from django.contrib.staticfiles.finders import get_finders  # noqa: E402
+from django.db import DatabaseError  # noqa: E402
 from servestatic import ServeStaticASGI  # type: ignore[import-untyped]  # noqa: E402  # has no types
 
 from qwenproxy.asgi_handler import LeanHandler  # noqa: E402
-from qwenproxy.database import close_pool  # noqa: E402
+from qwenproxy.database import close_pool, run_in_db  # noqa: E402
+from qwenproxy.health import schema_problem  # noqa: E402
 from qwenproxy.proxy.gateway import Gateway, TurnSettings  # noqa: E402
 from qwenproxy.proxy.routing import Routing  # noqa: E402
 from qwenproxy.proxy.streaming import Receive, Send  # noqa: E402
 from qwenproxy.proxy.upkeep import Upkeep  # noqa: E402
 from qwenproxy.proxy.upstreams import make_upstream  # noqa: E402
+from qwenproxy.schema.state import read_state  # noqa: E402
 from qwenproxy.upstream.http import open_client  # noqa: E402
 from requests_app.recorder import Recorder  # noqa: E402
 
@@ -39,10 +43,11 @@ logger = logging.getLogger(__name__)
 _LEAN_PATHS = frozenset(("/health", "/healthz", "/health/detailed", "/readyz", "/metrics"))
 # Pages of Django's own: they render templates.
 _STOCK_PATHS = ("/v1/docs", "/v1/openapi.json")
+_LOOK_EVERY_S = 2.0
 
 
 class Application:
-    """`gateway` exists between lifespan's startup and shutdown."""
+    """`gateway` exists between lifespan's startup and shutdown, once the schema is ready."""
 
     def __init__(self) -> None:
         self._stock = stock_application()
@@ -64,11 +69,29 @@ class Application:
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         # A failure here is the server's to report: it runs with lifespan "on" and ends.
         await receive()
-        stop = await self._start()
+        problem = schema_problem(await run_in_db(read_state))
+        starting = asyncio.create_task(self._start_when_ready(problem))
+        if problem:
+            # Without `serve`, which would have migrated.
+            logger.error("Nothing is served yet: %s. Run: manage.py migrate", problem)
+            starting.add_done_callback(_tell_failure)
+        else:
+            await starting
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        await stop()
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            stop = await starting
+            await stop()
+        await asyncio.to_thread(close_pool)
         await send({"type": "lifespan.shutdown.complete"})
+
+    async def _start_when_ready(self, problem: str) -> Callable[[], Awaitable[None]]:
+        while problem:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            with contextlib.suppress(DatabaseError):
+                problem = schema_problem(await run_in_db(read_state))
+        return await self._start()
 
     async def _start(self) -> Callable[[], Awaitable[None]]:
         client = open_client()
@@ -98,7 +121,6 @@ class Application:
             await routing.stop()
             await recorder.stop()
             await client.aclose()
-            await asyncio.to_thread(close_pool)
             self.gateway = None
 
         return stop
@@ -115,6 +137,11 @@ def stock_application() -> ServeStaticASGI:
         for storage in finder.storages.values():  # type: ignore[attr-defined]
             files.add_files(storage.location, prefix=settings.STATIC_URL)
     return files
+
+
+def _tell_failure(starting: asyncio.Task[Callable[[], Awaitable[None]]]) -> None:
+    if not starting.cancelled() and (failure := starting.exception()) is not None:
+        logger.error("The gateway could not start", exc_info=failure)
 
 
 def _turn_settings() -> TurnSettings:

@@ -26,6 +26,7 @@ from qwenproxy.errors import (
     InvalidRequest,
     NotFound,
     RecorderUnavailable,
+    SchemaNotReady,
     error_headers,
     to_openai_error,
 )
@@ -49,6 +50,8 @@ _EXPOSED = ", ".join(
 # clients that send all before they read would see a reset in place of the answer. One that says it is
 # larger is refused at once.
 _DISCARD_FACTOR = 4
+# What is answered also while the schema is not ready, when there is no gateway.
+_WITHOUT_GATEWAY = ("/health", "/readyz", "/metrics", "/api/schema/")
 
 
 class LeanRequest(ASGIRequest):
@@ -128,6 +131,11 @@ class LeanHandler:
         self._check_host(request)
         if request.method == "OPTIONS":
             return HttpResponse(status=204)
+        if request.gateway is None and not request.path_info.startswith(_WITHOUT_GATEWAY):
+            raise SchemaNotReady(
+                "the database is not as this version needs it: run manage.py migrate; /readyz says more",
+                retry_after_s=2,
+            )
         response: HttpResponseBase
         try:
             match = request.resolver_match = self._resolve(request.path_info)

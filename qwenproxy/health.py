@@ -15,7 +15,7 @@ from qwenproxy import __version__, metrics
 from qwenproxy.access.auth import authenticate
 from qwenproxy.database import run_in_db
 from qwenproxy.errors import GatewayError
-from qwenproxy.schema.state import read_state
+from qwenproxy.schema.state import SchemaState, read_state
 from qwenproxy.schema.status import read_figures
 from qwenproxy.wire import json
 from qwenproxy.wire.json import JSONObject
@@ -94,7 +94,7 @@ async def _measure_schema() -> None:
 async def _checks(gateway: Gateway | None) -> dict[str, str]:
     """Each part and "ok", or what is wrong with it."""
     if gateway is None:
-        return {"serving": "starting"}
+        return {"serving": "starting", "schema": await _check_schema()}
     return {
         "serving": "draining" if gateway.draining else "ok",
         "recording": await _check_recording(gateway),
@@ -121,9 +121,14 @@ async def _check_schema() -> str:
         return f"no answer within {_CHECK_TIMEOUT_S:g} s"
     except DatabaseError as exc:
         return f"the database does not answer: {type(exc).__name__}"
+    return schema_problem(state) or "ok"
+
+
+def schema_problem(state: SchemaState) -> str:
+    """Why nothing can be served on the database; empty where it can."""
     if state.ahead:
         return "the database is ahead of this version"
-    return f"pending migrations: {len(state.pending)}" if state.pending else "ok"
+    return f"pending migrations: {len(state.pending)}" if state.pending else ""
 
 
 def _report(checks: dict[str, str], figures: JSONObject) -> HttpResponse:
