@@ -11,7 +11,7 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from django.conf import settings
@@ -107,7 +107,7 @@ def _advisory_lock(
     # Polled: a session that waits inside pg_advisory_lock holds a snapshot, and CREATE INDEX
     # CONCURRENTLY would wait for it.
     with connection.cursor() as cursor:
-        if _one(cursor, "SELECT pg_backend_pid()") != _one(cursor, "SELECT pg_backend_pid()"):
+        if _is_pooled(connection, cursor):
             raise Refused(
                 "The connection goes through a pool that changes servers between statements, where "
                 "no lock holds. Nothing was changed. Let QWENPROXY_MIGRATE_DATABASE_URL name "
@@ -128,6 +128,16 @@ def _advisory_lock(
             # A connection that was lost has lost the lock with it.
             if connection.connection is not None and connection.is_usable():
                 cursor.execute("SELECT pg_advisory_unlock(%s, %s)", key)
+
+
+def _is_pooled(connection: BaseDatabaseWrapper, cursor: Any) -> bool:
+    """Whether a transaction of another client can get the server process that this one has."""
+    pid = "SELECT pg_backend_pid()"
+    ours = _one(cursor, pid)
+    # An idle pool would give a client that is alone the same one every time.
+    with closing(connection.copy()) as other, other.cursor() as theirs:
+        theirs.execute("BEGIN")
+        return bool(_one(theirs, pid) == ours or _one(cursor, pid) != ours)
 
 
 def _one(cursor: Any, sql: str, params: Any = None) -> Any:

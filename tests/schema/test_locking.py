@@ -40,6 +40,8 @@ def test_a_pool_that_changes_servers_is_refused():
         settings_dict={"NAME": "qwenproxy"},
         connection=None,
         cursor=lambda: nullcontext(cursor),
+        copy=lambda: pooled,
+        close=lambda: None,
     )
     with pytest.raises(Refused) as refused, locking.migration_lock(pooled, 1, str):
         raise AssertionError("it migrates without a lock")
