@@ -70,9 +70,7 @@ class Command(makemigrations.Command):
         if self.verbosity >= 1:
             self.log(self.style.MIGRATE_HEADING(f"Migrations for '{label}':"))
             self.log(f"  {self.style.MIGRATE_LABEL(shown)}")
-            self.log(
-                f"    Fill in what is marked: {text.count('# FILL IN')} places, its docstrings"
-            )
+            self.log("    To be completed where it says FILL IN")
             if self.scriptable:
                 self.stdout.write(shown)
         if not self.dry_run:
