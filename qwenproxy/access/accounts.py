@@ -94,6 +94,11 @@ def set_secrets(account: UpstreamAccount, secrets: Mapping[str, str | dict[str, 
 
     A row that is stored already is updated at once, a new one when it is saved.
     """
+    _make_ready(account)
+    _put_secrets(account, secrets)
+
+
+def _put_secrets(account: UpstreamAccount, secrets: Mapping[str, str | dict[str, str]]) -> None:
     unknown = set(secrets) - set(SECRET_NAMES)
     if unknown:
         raise ValueError(f"not the name of a secret: {', '.join(sorted(unknown))}")
@@ -101,7 +106,6 @@ def set_secrets(account: UpstreamAccount, secrets: Mapping[str, str | dict[str, 
     account.secrets = encryption.encrypt(json.dumps_text(kept)) if kept else ""
     is_web = account.kind == "qwen_web"
     account.secrets_expire_at = session_tokens.session_expiry(kept) if is_web else None
-    _make_ready(account)
     if account.pk is not None:
         account.save(update_fields=["secrets", "secrets_expire_at", *_STATE_COLUMNS, "updated_at"])
 
@@ -283,7 +287,10 @@ def store_renewed(account_id: int, before: Secrets, cookies: Mapping[str, str]) 
             is_same = False
         if account is None or not is_same:
             return False
-        set_secrets(account, session_tokens.renewed(before, cookies))
+        if account.state == "expired":
+            _make_ready(account)
+        # A quota or a challenge does not end with the token.
+        _put_secrets(account, session_tokens.renewed(before, cookies))
     return True
 
 

@@ -294,7 +294,13 @@ def _save(account: UpstreamAccount, body: JSONObject) -> JSONObject:
     except IntegrityError as exc:
         # Another request took the name since the form looked.
         raise InvalidRequest("name: another account has it", param="name") from exc
-    return {**account_object(account), "warnings": [*form.warnings]}
+    return {**_shown(account), "warnings": [*form.warnings]}
+
+
+def _shown(account: UpstreamAccount) -> JSONObject:
+    # A demo that is switched on beside a real account is off again.
+    account.refresh_from_db()
+    return account_object(account)
 
 
 def _form_data(account: UpstreamAccount, body: JSONObject) -> dict[str, Any]:
@@ -321,7 +327,7 @@ def _switched(pk: int, switch: Callable[[UpstreamAccount], None]) -> JSONObject:
     with transaction.atomic():
         account = require_account(pk, is_locked=True)
         switch(account)
-    return account_object(account)
+    return _shown(account)
 
 
 def require_account(pk: int, *, is_locked: bool = False) -> UpstreamAccount:

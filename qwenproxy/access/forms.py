@@ -34,6 +34,7 @@ _LABELS = {
     "headers": "headers",
 }
 _MAX_NUMBER = 1_000_000
+_MAX_SECRET_CHARS = 65_536
 _HOUR_MS = 3_600_000
 
 
@@ -170,6 +171,12 @@ class UpstreamAccountForm(UpstreamAccountModelForm):
     def _kind(self) -> str:
         return str(self.cleaned_data.get("kind") or self.instance.kind)
 
+    def clean_name(self) -> str:
+        name: str = self.cleaned_data["name"]
+        if not name.isprintable():
+            raise ValidationError("A name holds no line break and no other control character.")
+        return name
+
     def clean_browser_request(self) -> str:
         text: str = self.cleaned_data["browser_request"]
         if text.strip():
@@ -278,4 +285,6 @@ def _clean_secret(text: str, *, prefix: str) -> str:
         text = text[len(prefix) :].strip()
     if not text.isascii() or not text.isprintable():
         raise ValidationError("It holds characters that cannot be sent, such as a line break.")
+    if len(text) > _MAX_SECRET_CHARS:
+        raise ValidationError("It is longer than any server takes.")
     return text

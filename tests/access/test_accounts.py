@@ -302,3 +302,14 @@ def test_a_renewed_session_never_replaces_one_that_was_pasted_meanwhile():
     accounts.set_secrets(account, {"cookies": "token=pasted; refresh_token=p"})
     assert accounts.store_renewed(account.pk, before, {"token": "new"}) is False
     assert "pasted" in accounts.load_account(account.pk).secrets["cookies"]
+
+
+@pytest.mark.parametrize(
+    ("state", "after"), [("expired", "ready"), ("cooling", "cooling"), ("challenged", "challenged")]
+)
+def test_a_renewed_session_ends_no_quota_and_no_challenge(state, after):
+    account = long_ago()
+    UpstreamAccount.objects.update(state=state, state_until=NOON)
+    accounts.store_renewed(account.pk, accounts.load_account(account.pk).secrets, {"token": "n"})
+    assert recorded_state().state == after
+    assert (recorded_state().until is None) == (after == "ready")

@@ -227,6 +227,7 @@ BAD = [
     pytest.param({"name": ""}, "name", id="no-name"),
     pytest.param({"name": "x" * 101}, "name", id="long-name"),
     pytest.param({"name": "a\0b"}, "name", id="nul"),
+    pytest.param({"name": "a\nb"}, "name", id="line-break-in-name"),
     pytest.param({"name": 5}, "name", id="name-no-text"),
     pytest.param({"name": None}, "name", id="name-null"),
     pytest.param({"name": "taken"}, "name", id="taken"),
@@ -256,6 +257,7 @@ BAD = [
     pytest.param({"secrets": {"api_key": "planted\u00fc"}}, "secrets.api_key", id="not-ascii"),
     pytest.param({"secrets": {"api_key": "planted\n1"}}, "secrets.api_key", id="line-break"),
     pytest.param({"secrets": {"cookies": "a=planted"}}, "secrets.cookies", id="other-kinds-secret"),
+    pytest.param({"secrets": {"api_key": "planted" * 9999}}, "secrets.api_key", id="endless"),
     pytest.param({"secrets": {"headers": "planted"}}, "secrets.headers", id="headers-text"),
     pytest.param({"secrets": {"headers": {"a": 5}}}, "secrets.headers", id="header-number"),
     pytest.param({"secrets": {"headers": {"a b": "c"}}}, "secrets.headers", id="header-name"),
@@ -355,6 +357,13 @@ def test_an_account_that_is_not_there(admin, path, code, status):
         *(admin.post(f"{url}/{verb}") for verb in ("pause", "resume", "test")),
     ]
     assert [error_of(answer, status)["code"] for answer in answers] == [code] * 6
+
+
+def test_a_demo_that_ended_says_so(admin, make_account):
+    url = f"{ACCOUNTS}/{make_account('demo').pk}"
+    create(admin)
+    assert admin.post(f"{url}/resume").json()["state"] == "paused"
+    assert admin.patch(url, json={"enabled": True}).json()["enabled"] is False
 
 
 def test_the_scope_admin_is_needed(http, make_account):
