@@ -9,6 +9,7 @@ import pytest
 
 from qwenproxy.access.accounts import set_secrets
 from qwenproxy.access.models import ApiKey, UpstreamAccount
+from qwenproxy.proxy import turn
 from requests_app.models import Request, Response
 from tests.conftest import sse_bodies
 from tests.doubles.qwen_web import web_error
@@ -162,6 +163,22 @@ def test_a_failing_account_is_avoided_while_another_serves_and_asked_alone(
     wait_until(lambda: stored("failing").state == "ready")
 
 
+def test_nothing_is_tried_again_at_an_account_that_went_out_meanwhile(
+    open_gateway, serve_upstream, monkeypatch
+):
+    monkeypatch.setattr(turn, "_FIRST_DELAY_S", 1.0)
+    upstream = serve_upstream("openai_compatible")
+    gateway = open_gateway()
+    upstream.enqueue(Reply(body={"error": {"message": "boom"}}, status=500))
+    upstream.enqueue(limited(**{"retry-after": "60"}))
+    with ThreadPoolExecutor(1) as clients:
+        first = clients.submit(gateway.ask, upstream.model)
+        wait_until(lambda: len(upstream.turns) == 1)
+        assert gateway.ask(upstream.model).status_code == 429
+        assert first.result().status_code == 502
+    assert len(upstream.turns) == 2
+
+
 def say(gateway, model, messages, text):
     messages.append({"role": "user", "content": text})
     answer = gateway.ask(model, messages=messages)
@@ -211,8 +228,8 @@ def test_conversations_of_servers_stay_where_they_are(open_gateway, serve_upstre
     used = set()
     for number in range(8):
         messages = []
-        for turn in range(3):
-            say(gateway, model, messages, f"conversation {number}, turn {turn}")
+        for step in range(3):
+            say(gateway, model, messages, f"conversation {number}, turn {step}")
         rows = Request.objects.order_by("-id")[:3]
         assert len({row.account_id for row in rows}) == 1
         used.add(rows[0].account_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from types import SimpleNamespace
 from uuid import uuid4
@@ -330,7 +331,7 @@ def test_one_that_comes_back_is_taken_while_another_is_full(make_lane, clock):
         await settled()
         assert not waiting.done()
         clock.now += 1
-        assert (await waiting).lane is out
+        assert (await asyncio.wait_for(waiting, 2)).lane is out
 
     run(test)
 
@@ -408,6 +409,40 @@ def test_a_conversation_waits_for_its_chat_where_only_pacing_is_in_the_way(make_
         # Too long a wait: it moves.
         home._next_at += 60
         assert (await take(home, other, chat=home)).lane is other
+
+    run(test)
+
+
+def test_nobody_gets_ahead_of_those_who_wait(make_lane):
+    lane = make_lane(min_interval_s=0.02)
+    served = []
+
+    async def call(name):
+        served.append((name, await take(lane)))
+
+    async def test():
+        (await take(lane)).leave()
+        first = asyncio.create_task(call("first"))
+        await settled()
+        # The interval ends while the loop is busy: who comes now runs before the timer does.
+        time.sleep(0.03)  # noqa: ASYNC251  # the loop is to stand still
+        await asyncio.gather(first, call("second"))
+
+    run(test)
+    assert [name for name, _ in served] == ["first", "second"]
+
+
+def test_a_call_made_again_tells_about_the_state_that_it_found(make_lane):
+    lane = make_lane()
+
+    async def test():
+        place = await take(lane)
+        for _ in range(3):
+            place.failed(UpstreamError("500"), "upstream_error")
+        assert lane.health.state == "cooling"
+        await place.again()
+        place.succeeded()
+        assert lane.health.state == "ready"
 
     run(test)
 
