@@ -97,8 +97,14 @@ class Command(migrate.Command):
             options.get("progress"),
         )
         django_handle = super().handle
+
+        def work() -> None:
+            # Of replicas that start at once the first has done it while the others waited.
+            if options.get("source") != "serve" or not self._has_nothing_to_do(options):
+                django_handle(*args, **options)
+
         try:
-            self._run.execute(lambda: django_handle(*args, **options))
+            self._run.execute(work)
         finally:
             self._end_line()
 
