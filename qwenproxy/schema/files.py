@@ -103,6 +103,9 @@ def _tokens(node: object) -> Iterator[str]:
     if isinstance(node, ast.AST):
         yield f"({type(node).__name__}"
         for name, value in ast.iter_fields(node):
+            if isinstance(node, ast.JoinedStr):
+                # Python 3.12 has empty texts around what a format is made of, others have not.
+                value = [part for part in value if getattr(part, "value", None) != ""]
             if value is not None and value != [] and name not in ("kind", "type_comment"):
                 yield f" {name}="
                 yield from _tokens(value)
