@@ -251,6 +251,9 @@ class Run:
             rewrites.before(sql)
         try:
             result = execute(sql, params, many, context)
+        except transaction.TransactionManagementError:
+            # What follows a statement that has ended the transaction.
+            raise
         except DatabaseError as exc:
             self._refused_statement = (exc, sql)
             raise
