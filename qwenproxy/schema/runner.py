@@ -251,11 +251,10 @@ class Run:
             rewrites.before(sql)
         try:
             result = execute(sql, params, many, context)
-        except transaction.TransactionManagementError:
-            # What follows a statement that has ended the transaction.
-            raise
         except DatabaseError as exc:
-            self._refused_statement = (exc, sql)
+            # What refuses to go back has not gone wrong first: a full disk ends the transaction.
+            if not sql.startswith("ROLLBACK"):
+                self._refused_statement = (exc, sql)
             raise
         if rewrites is not None:
             rewrites.after(sql)
