@@ -20,6 +20,7 @@ ROOTS = (
     "qwenproxy.api",
     "qwenproxy.asgi",
     "qwenproxy.asgi_handler",
+    "qwenproxy.doctor",
     "qwenproxy.health",
     "qwenproxy.management",
     "qwenproxy.settings",
