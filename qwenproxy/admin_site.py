@@ -107,9 +107,7 @@ class GatewayAdminSite(AdminSite):
 
 def _outcome(tested: Tested) -> str:
     if not tested.is_ok:
-        return (
-            f"{tested.code} after {tested.ms:,} ms. {tested.message} Way out: {tested.way_out}."
-        )
+        return f"{tested.code} after {tested.ms:,} ms. {tested.message} Way out: {tested.way_out}."
     listed = "it has no model list" if tested.models is None else f"models: {tested.models}"
     session = f", session: {tested.session.replace('_', ' ')}" if tested.session else ""
     return f"answered in {tested.ms:,} ms, {listed}{session}."
