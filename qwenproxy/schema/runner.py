@@ -251,8 +251,10 @@ class Run:
             rewrites.before(sql)
         try:
             result = execute(sql, params, many, context)
+        except transaction.TransactionManagementError:
+            raise
         except DatabaseError as exc:
-            # What refuses to go back has not gone wrong first: a full disk ends the transaction.
+            # Like the above it follows what has gone wrong: a full disk ends the transaction.
             if not sql.startswith("ROLLBACK"):
                 self._refused_statement = (exc, sql)
             raise
