@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import secrets
+from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import dj_database_url
 from django.core.exceptions import ImproperlyConfigured
@@ -68,6 +70,19 @@ def _choice(name: str, default: _T, *others: _T) -> _T:
     raise ImproperlyConfigured(f"{name} must be one of {choices}, not {value!r}")
 
 
+def _zone(name: str) -> tzinfo:
+    value = _text(name)
+    if value in ("", "UTC"):
+        # Also where the system has no time zones.
+        return UTC
+    try:
+        return ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as exc:
+        raise ImproperlyConfigured(
+            f"{name} must be a time zone such as Asia/Shanghai, not {value!r}"
+        ) from exc
+
+
 def _list(name: str) -> list[str]:
     return [item.strip() for item in _text(name).split(",") if item.strip()]
 
@@ -97,6 +112,8 @@ HOST = _text("QWENPROXY_HOST", "127.0.0.1")
 PORT = _whole("QWENPROXY_PORT", 8100, maximum=65535)
 DATA_DIR = Path(_text("QWENPROXY_DATA_DIR") or BASE_DIR / "data").expanduser().absolute()
 PUBLIC_URL = _url("QWENPROXY_PUBLIC_URL")
+# Whose hours and days statistics are cut into.
+REPORTING_ZONE = _zone("QWENPROXY_TIME_ZONE")
 
 # --- database ---
 

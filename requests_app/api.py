@@ -6,8 +6,10 @@ Keys see their own records, the admin scope all. Each endpoint makes one call to
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import TypeVar
 
+from django.conf import settings
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse, QueryDict
 from ninja import Router
@@ -18,6 +20,7 @@ from qwenproxy.wire import json
 from qwenproxy.wire.json import JSONObject
 from requests_app import schemas
 from requests_app.deletion import delete_session_rows
+from requests_app.figures import GROUPS, RANGES
 from requests_app.models import Request, Response
 from requests_app.records import (
     REQUEST_FIELDS,
@@ -27,7 +30,8 @@ from requests_app.records import (
     request_object,
     response_object,
 )
-from requests_app.stats import usage_totals
+from requests_app.stats import read_stats_query, stats_object, usage_totals
+from requests_app.windows import INTERVALS
 from sessions_app.api import require_session
 from sessions_app.api import router as sessions_router
 from sessions_app.paging import (
@@ -175,6 +179,35 @@ async def get_response_stats(request: HttpRequest) -> HttpResponse:
             "session_id and sessionId differ", param="session_id", code="invalid_session_id"
         )
     return await json_answer(_response_stats, visible_key(request), next(iter(session_ids), None))
+
+
+@router.get(
+    "/stats",
+    tags=["statistics"],
+    response={200: schemas.Stats, 400: ErrorBody},
+    openapi_extra={
+        "parameters": [
+            parameter("range", "string", "The last so much.", enum=list(RANGES), default="24h"),
+            parameter(
+                "from", "string", "Instead of `range`: milliseconds since 1970, or ISO 8601."
+            ),
+            parameter("to", "string", "With `from`; now where it is absent."),
+            parameter("group", "string", "Break down by.", enum=list(GROUPS)),
+            parameter("interval", "string", "Also as a line.", enum=list(INTERVALS)),
+        ]
+    },
+)
+async def get_stats(request: HttpRequest) -> HttpResponse:
+    """Count what ended in a stretch of time, broken down by model, key, account, status or error, and in time.
+
+    Quarters of an hour are the smallest unit. A key without the scope admin sees its own figures: by
+    model, account or error, and percentiles, over a day at most. Deleted sessions are still counted.
+    """
+    return await json_answer(
+        stats_object,
+        visible_key(request),
+        read_stats_query(request.GET, datetime.now(UTC), settings.REPORTING_ZONE),
+    )
 
 
 @router.get(

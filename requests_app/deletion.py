@@ -1,7 +1,8 @@
 """Deletion of a session with everything that hangs on it: one explicit statement per table.
 
 Django's own cascade would load every row first. Texts shared between requests (`Blob`) go with their
-last reference. A turn that runs meanwhile finds its session gone and ends unrecorded.
+last reference. A turn that runs meanwhile finds its session gone and ends unrecorded. What the session's
+answers count in the statistics stays.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from django.db import connection, transaction
 from django.db.backends.utils import CursorWrapper
 
-from qwenproxy.transaction import Transaction
+from requests_app.rollups import keep_counts
 
 # In an order in which no row is left that names a deleted one.
 _DELETIONS = (
@@ -42,9 +43,7 @@ def delete_session_rows(session_id: str, api_key_id: int | None) -> bool:
         return delete_session(cursor, session_id, api_key_id)
 
 
-def delete_session(
-    cursor: CursorWrapper | Transaction, session_id: str, api_key_id: int | None
-) -> bool:
+def delete_session(cursor: CursorWrapper, session_id: str, api_key_id: int | None) -> bool:
     """Do the same within a transaction that runs already."""
     select = "SELECT api_key_id FROM sessions_app_session WHERE id = %s"
     if connection.features.has_select_for_update:
@@ -55,6 +54,7 @@ def delete_session(
         return False
     cursor.execute(_BLOBS, [session_id])
     blob_ids = sorted({blob_id for row in cursor.fetchall() for blob_id in row if blob_id})
+    keep_counts(cursor, session_id)
     for statement in _DELETIONS:
         cursor.execute(statement, [session_id])
     for start in range(0, len(blob_ids), _BLOBS_PER_STATEMENT):

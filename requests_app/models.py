@@ -144,6 +144,11 @@ class Response(models.Model):
                 name="response_running",
                 condition=models.Q(status="in_progress"),
             ),
+            models.Index(
+                fields=["completed_at"],
+                name="response_completed",
+                condition=models.Q(completed_at__isnull=False),
+            ),
         ]
 
     def __str__(self) -> str:
@@ -171,7 +176,8 @@ class UsageSlot(models.Model):
     """Counts of one quarter of an hour per dimension, for dashboards."""
 
     pk = models.CompositePrimaryKey("dim", "slot", "ref", "status")
-    # total, model, key, account, error.
+    # total, model, key, account, error; with a minus sign, what of it is of deleted sessions. A row
+    # `stale` says that the slot is to be counted again: `requests_app.rollups`.
     dim = models.CharField(max_length=8)
     # Seconds since 1970, divided by 900.
     slot = models.IntegerField()
@@ -190,7 +196,7 @@ class LatencySlot(models.Model):
     """A histogram of one quarter of an hour: bucket = floor(ln(ms) / ln(1.1))."""
 
     pk = models.CompositePrimaryKey("dim", "metric", "slot", "ref", "bucket")
-    # total, model.
+    # total, model; with a minus sign, what of it is of deleted sessions.
     dim = models.CharField(max_length=8)
     # ttft, total.
     metric = models.CharField(max_length=8)

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from django.db import connections
+from django.db import Error, connections
 
+from qwenproxy.database import run_in_db
 from qwenproxy.errors import GatewayError, RecorderUnavailable
 from qwenproxy.transaction import (
     Transaction,
@@ -38,6 +39,7 @@ from qwenproxy.wire.events import Event
 from requests_app.keeping import Feed
 from requests_app.limits import Refusal, Refusals, Standing
 from requests_app.liveness import WorkerLock
+from requests_app.rollups import mark_behind, mark_late, roll_next
 from requests_app.settling import release_expired_chats, settle_dead_workers
 from requests_app.usage import Ledger, forget_worker, prune
 from requests_app.writes import (
@@ -60,6 +62,7 @@ _BATCH_TURNS = 256
 _FLUSH_INTERVAL_S = 0.5
 _SETTLE_INTERVAL_S = 15.0
 _EXPIRE_INTERVAL_S = 300.0
+_ROLL_INTERVAL_S = 30.0
 _FIRST_DELAY_S = 0.01
 _LONGEST_DELAY_S = 1.0
 # Another writer is waited for so long at least, whatever is left of the deadline.
@@ -118,6 +121,8 @@ class Recorder:
         self._ledger = Ledger(self.worker_id)
         self._lock = WorkerLock(self.worker_id, lock_directory, wait_s=deadline_s)
         self._is_registered = False
+        # What was known last of the slots that are rolled (`requests_app.rollups`).
+        self._rolled_to: int | None = None
         self._queue_turns = queue_turns
         self._deadline_s = deadline_s
         self._queue: deque[_Work] = deque()
@@ -144,6 +149,7 @@ class Recorder:
             asyncio.create_task(self._every(_FLUSH_INTERVAL_S, self.flush)),
             asyncio.create_task(self._every(_SETTLE_INTERVAL_S, self.settle)),
             asyncio.create_task(self._every(_EXPIRE_INTERVAL_S, self._expire)),
+            asyncio.create_task(self._every(_ROLL_INTERVAL_S, self.roll)),
         ]
 
     async def stop(self) -> None:
@@ -260,6 +266,20 @@ class Recorder:
     async def _expire(self) -> None:
         await self._submit(lambda tx: release_expired_chats(tx, now=datetime.now(UTC)))
         await self._submit(prune)
+
+    async def roll(self) -> None:
+        """Bring the statistics up to date, slot by slot; in the pool, beside the writer."""
+        try:
+            self._rolled_to = await run_in_db(mark_behind, datetime.now(UTC))
+            started, rolled = time.monotonic(), set[int | None]([None])
+            while (slot := await run_in_db(roll_next, datetime.now(UTC))) not in rolled:
+                rolled.add(slot)
+                # As long a pause as it took: on SQLite the writer waits for its lock meanwhile.
+                await asyncio.sleep(time.monotonic() - started)
+                started = time.monotonic()
+        except Error as exc:
+            # The next round goes on.
+            logger.warning("the statistics could not be brought up to date: %s", exc)
 
     async def _every(self, interval_s: float, work: Callable[[], Any]) -> None:
         while True:
@@ -404,6 +424,9 @@ class Recorder:
         if openings:
             outcomes |= self._open(tx, openings)
         self._ledger.finish(tx)
+        if closings:
+            ended = [closing.completed_at for closing in closings]
+            mark_late(tx, ended, now=datetime.now(UTC), border=self._rolled_to)
         return [outcomes.get(index) for index in range(len(batch))]
 
     def _open(

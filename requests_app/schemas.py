@@ -141,6 +141,59 @@ class ResponseStats(Schema):
     statistics: Totals
 
 
+class Percentiles(Schema):
+    samples: int | None = Field(description="Null where it is not known by this.")
+    p50: float | None = Field(description="Milliseconds, to within 5 %; null below 20 samples.")
+    p95: float | None
+
+
+class StatsCounts(Schema):
+    requests: int = Field(description="That ended; the sum of the next four.")
+    completed: int
+    failed: int
+    cancelled: int = Field(description="The client left.")
+    interrupted: int = Field(description="The gateway's process ended.")
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class StatsFigures(StatsCounts):
+    ttft_ms: Percentiles = Field(description="Until the first token, of all answers with one.")
+    duration_ms: Percentiles = Field(description="Of completed answers.")
+
+
+class StatsGroup(StatsFigures):
+    ref: str = Field(description="The model, status or error code; the id of the key or account.")
+    name: str | None = Field(description="Of the key or account.")
+
+
+class StatsPointGroup(StatsCounts):
+    ref: str
+
+
+class StatsPoint(StatsFigures):
+    start: Milliseconds
+    end: Milliseconds
+    complete: bool = Field(description="False where it is not over, or only a part is asked for.")
+    groups: list[StatsPointGroup] | None = Field(
+        None, description="With `group`: those that have something here."
+    )
+
+
+class Stats(Schema):
+    object: Literal["stats"]
+    start: Milliseconds = Field(description="Rounded down to a quarter of an hour.")
+    end: Milliseconds = Field(description="Not included; rounded up to a quarter of an hour.")
+    time_zone: str = Field(description="Whose hours and days: QWENPROXY_TIME_ZONE.")
+    as_of: Milliseconds = Field(description="All that ended before is counted.")
+    group: Literal["model", "key", "account", "status", "error"] | None
+    interval: Literal["slot", "hour", "day"] | None
+    total: StatsFigures
+    groups: list[StatsGroup] | None = Field(None, description="With `group`: most requests first.")
+    series: list[StatsPoint] | None = Field(None, description="With `interval`: without gaps.")
+
+
 class SessionDeleted(Schema):
     deleted: Literal[True]
     session_id: str
