@@ -98,25 +98,32 @@ def test_two_processes_renew_once(site):
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("make_cookies", "fields"),
     [
-        pytest.param({"secrets": {"cookies": f"token={token(60)}"}}, id="no-refresh-token"),
-        pytest.param({"secrets": {"cookies": jar(token(600))}}, id="time-left"),
-        pytest.param({"secrets": {"cookies": jar("opaque")}}, id="no-claim"),
-        pytest.param({"secrets": {"cookies": jar(token(60))}, "enabled": False}, id="paused"),
+        pytest.param(lambda: f"token={token(60)}", {}, id="no-refresh-token"),
+        pytest.param(lambda: jar(token(600)), {}, id="time-left"),
+        pytest.param(lambda: jar("opaque"), {}, id="no-claim"),
+        pytest.param(lambda: jar(token(60)), {"enabled": False}, id="paused"),
     ],
 )
-def test_what_is_not_due_is_left_alone(qwen_web, qwen_web_url, make_account, fields):
-    make_account("qwen_web", qwen_web_url, **fields)
+def test_what_is_not_due_is_left_alone(qwen_web, qwen_web_url, make_account, make_cookies, fields):
+    make_account("qwen_web", qwen_web_url, secrets={"cookies": make_cookies()}, **fields)
     age()
     look(keeper())
     assert qwen_web.requests == []
 
 
-@pytest.mark.parametrize("access", ["opaque", token(-60), ""])
-def test_an_expired_account_is_renewed_where_it_can_be(site, access):
+@pytest.mark.parametrize(
+    "make_token",
+    [
+        pytest.param(lambda: "opaque", id="opaque"),
+        pytest.param(lambda: token(-60), id="ended"),
+        pytest.param(str, id="none"),
+    ],
+)
+def test_an_expired_account_is_renewed_where_it_can_be(site, make_token):
     account = UpstreamAccount.objects.get()
-    accounts.set_secrets(account, {"cookies": jar(access)})
+    accounts.set_secrets(account, {"cookies": jar(make_token())})
     UpstreamAccount.objects.update(state="expired", state_reason="401", failures=1)
     age()
     look(keeper())
