@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -171,7 +172,10 @@ def _generated(name: str, file_name: str) -> str:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        value = path.read_text().strip()
+        # Of processes that start at once another may have made it, and not written it yet.
+        ends = time.monotonic() + 1
+        while not (value := path.read_text().strip()) and time.monotonic() < ends:
+            time.sleep(0.01)
         if not value:
             raise ImproperlyConfigured(
                 f"{path} is empty: restore it from a backup, or delete it"
