@@ -57,8 +57,14 @@ def _django_check() -> None:
     call_command(DjangoMigrate(), check_unapplied=True, verbosity=0)
 
 
+def once(side: str) -> Body:
+    """Nothing to do, as the first thing that a process does, as at a start."""
+    connection.ensure_connection()
+    return {"ms": _ms({"ours": _start, "check": _django_check}[side])}
+
+
 def start(rounds: str) -> Body:
-    """Nothing to do, the connection open; Django's `migrate --check` beside it."""
+    """Nothing to do, again and again; Django's `migrate --check` beside it."""
     _start()
     _django_check()
     found: dict[str, list[float]] = {"ours": [], "check": []}
@@ -100,12 +106,14 @@ def fresh(side: str) -> Body:
         return execute(sql, params, many, context)
 
     connection.ensure_connection()
+    began = time.process_time()
     with connection.execute_wrapper(count):
         if side == "ours":
             work_ms = _ms(lambda: call_command("migrate", verbosity=0, backup="never"))
         else:
             work_ms = _ms(lambda: call_command(DjangoMigrate(), verbosity=0))
-    return {"ms": work_ms, "statements": statements}
+    cpu_ms = (time.process_time() - began) * 1000
+    return {"ms": work_ms, "cpu_ms": cpu_ms, "statements": statements}
 
 
 def each(side: str, app: str, first: str) -> Body:
@@ -212,9 +220,9 @@ def copies(pairs: str) -> Body:
         found["ours_s"].append(_ms(copy_ours) / 1000)
         found["check_s"].append(_ms(lambda: backup._verify(ours)) / 1000)
         found["plain_s"].append(_ms(copy_plain) / 1000)
+    for name, meanwhile in (("idle", None), ("ours", copy_ours), ("plain", copy_plain)):
+        found[f"{name}_ms"] = _written(source, meanwhile)
     plain.unlink()
-    found["idle_ms"] = _written(source, None)
-    found["busy_ms"] = _written(source, copy_ours)
     ours.unlink()
     return found
 
@@ -267,7 +275,7 @@ def hold(side: str) -> Body:
 
 _SCENARIOS: dict[str, Callable[..., Body]] = {
     scenario.__name__: scenario
-    for scenario in (start, memory, begin, fresh, each, build, column, copies, write, hold)
+    for scenario in (start, once, memory, begin, fresh, each, build, column, copies, write, hold)
 }
 
 
