@@ -10,7 +10,7 @@ import ast
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -120,6 +120,15 @@ def _tokens(node: object) -> Iterator[str]:
         yield repr(node)
 
 
+def database_operations(operations: Iterable[Operation]) -> Iterator[Operation]:
+    """What a migration does to the database: also what is wrapped, not what is for the state alone."""
+    for operation in operations:
+        if isinstance(operation, ops.SeparateDatabaseAndState):
+            yield from database_operations(operation.database_operations)
+        else:
+            yield operation
+
+
 _HARMLESS = (
     ops.CreateModel,
     ops.AddIndex,
@@ -137,13 +146,11 @@ def is_breaking(migration: Migration) -> bool:
     declared = getattr(migration, "breaking", None)
     if declared is not None:
         return bool(declared)
-    return any(_breaks(operation) for operation in migration.operations)
+    return any(_breaks(operation) for operation in database_operations(migration.operations))
 
 
 def _breaks(operation: Operation) -> bool:
     if isinstance(operation, ops.AddField):
         field = operation.field
         return not (field.null or field.many_to_many or field.has_db_default())
-    if isinstance(operation, ops.SeparateDatabaseAndState):
-        return any(_breaks(inner) for inner in operation.database_operations)
     return not isinstance(operation, _HARMLESS)

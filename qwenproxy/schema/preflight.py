@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,11 +13,10 @@ from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations import Migration
 from django.db.migrations import operations as ops
-from django.db.migrations.operations.base import Operation
 from django.utils import timezone
 
 from qwenproxy import __version__
-from qwenproxy.schema import backup, engine, plan
+from qwenproxy.schema import backup, engine, files, plan
 from qwenproxy.schema.history import History
 from qwenproxy.schema.locking import Write
 from qwenproxy.schema.models import MigrationEvent
@@ -118,7 +117,7 @@ def refuse_data_loss(connection: BaseDatabaseWrapper, steps: Plan, apps: Apps) -
         if backwards:
             # Going back is asked for by name.
             continue
-        for operation in _on_database(migration.operations):
+        for operation in files.database_operations(migration.operations):
             label = migration.app_label
             if isinstance(operation, ops.RenameModel):
                 new, old = operation.new_name_lower, operation.old_name_lower
@@ -169,14 +168,6 @@ def refuse_short_space(connection: BaseDatabaseWrapper, steps: Plan, backup_byte
             "Nothing was changed. Make room, or let the backup go to another disk: "
             "QWENPROXY_MIGRATE_BACKUP_DIR."
         )
-
-
-def _on_database(operations: Sequence[Operation]) -> Iterator[Operation]:
-    for operation in operations:
-        if isinstance(operation, ops.SeparateDatabaseAndState):
-            yield from _on_database(operation.database_operations)
-        else:
-            yield operation
 
 
 def _mb(size: int) -> str:

@@ -10,11 +10,11 @@ rewritten is counted once, for the history.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
 
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.migrations import Migration, RunPython, RunSQL, SeparateDatabaseAndState
-from django.db.migrations.operations.base import Operation
+from django.db.migrations import Migration, RunPython, RunSQL
+
+from qwenproxy.schema.files import database_operations
 
 _COPY = re.compile(r'CREATE TABLE "new__([^"]+)"')
 _RENAME = re.compile(r'ALTER TABLE "([^"]+)" RENAME TO "([^"]+)"')
@@ -33,7 +33,7 @@ class Rewrites:
         self._is_postgresql = connection.vendor == "postgresql"
         own = [
             operation
-            for operation in _flat(migration.operations)
+            for operation in database_operations(migration.operations)
             if isinstance(operation, RunPython | RunSQL)
         ]
         self._has_own_code = bool(own)
@@ -100,10 +100,3 @@ class Rewrites:
 
     def _tables(self) -> set[str]:
         return set(self._connection.introspection.table_names())
-
-
-def _flat(operations: Iterable[Operation]) -> Iterator[Operation]:
-    for operation in operations:
-        yield operation
-        if isinstance(operation, SeparateDatabaseAndState):
-            yield from _flat(operation.database_operations)
