@@ -1,4 +1,4 @@
-"""Backups of an SQLite database, made while it is in use and verified, and putting one back.
+"""Backups of a database, made while it is in use and verified; and putting one of SQLite back.
 
 A backup exists under its name only when it is whole: it is written beside, checked, synced, renamed.
 Restoring writes into the live file in one transaction of SQLite's: a process that dies leaves the old
@@ -19,10 +19,12 @@ from pathlib import Path
 from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from qwenproxy.schema import dump
 from qwenproxy.schema.refusals import Refused, WrongUsage
 from qwenproxy.wire import json
 
-_PREFIX, _SUFFIX, _TEMPORARY = "qwen-", ".sqlite3", ".tmp-"
+_PREFIX, _TEMPORARY = "qwen-", ".tmp-"
+_SUFFIXES = {"sqlite": ".sqlite3", "postgresql": ".dump"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class Backup:
 def directory(connection: BaseDatabaseWrapper) -> Path:
     if settings.MIGRATE_BACKUP_DIR is not None:
         return Path(settings.MIGRATE_BACKUP_DIR)
+    if connection.vendor != "sqlite":
+        return Path(settings.DATA_DIR) / "backups"
     name = str(connection.settings_dict["NAME"])
     # A connection that only reads names the file by a URI.
     return Path(name.removeprefix("file://").partition("?")[0]).parent / "backups"
@@ -43,7 +47,7 @@ def directory(connection: BaseDatabaseWrapper) -> Path:
 def existing(connection: BaseDatabaseWrapper) -> list[Backup]:
     """All backups, newest first."""
     backups = []
-    for path in directory(connection).glob(f"{_PREFIX}*{_SUFFIX}"):
+    for path in directory(connection).glob(f"{_PREFIX}*{_SUFFIXES[connection.vendor]}"):
         facts = path.stat()
         at = datetime.fromtimestamp(facts.st_mtime, UTC)
         backups.append(Backup(path, facts.st_size, at))
@@ -51,8 +55,10 @@ def existing(connection: BaseDatabaseWrapper) -> list[Backup]:
 
 
 def size_bytes(connection: BaseDatabaseWrapper) -> int:
-    """Of the data file and its WAL; 0 where there is no file yet."""
+    """Of SQLite's data file and its WAL; 0 where there is no file yet."""
     total = 0
+    if connection.vendor != "sqlite":
+        return total
     for suffix in ("", "-wal"):
         try:
             total += os.stat(f"{connection.settings_dict['NAME']}{suffix}").st_size
@@ -76,10 +82,9 @@ def make(connection: BaseDatabaseWrapper, label: str, *, to: Path | None = None)
     Raises:
         Refused: it could not be made; nothing is left of it.
     """
-    source = str(connection.settings_dict["NAME"])
     folder = directory(connection) if to is None else to.parent
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
-    target = to or folder / f"{_PREFIX}{stamp}-{label}{_SUFFIX}"
+    target = to or folder / f"{_PREFIX}{stamp}-{label}{_SUFFIXES[connection.vendor]}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         sweep(folder)
@@ -87,8 +92,11 @@ def make(connection: BaseDatabaseWrapper, label: str, *, to: Path | None = None)
             raise WrongUsage(f"{target} exists already; nothing was written.")
         _require_space(folder, size_bytes(connection))
         with _temporary(folder) as temporary:
-            _copy(source, temporary)
-            _verify(temporary)
+            if connection.vendor == "sqlite":
+                _copy(str(connection.settings_dict["NAME"]), temporary)
+                _verify(temporary)
+            else:
+                dump.make(connection, temporary)
             _sync(temporary)
             temporary.rename(target)
         _sync(folder)

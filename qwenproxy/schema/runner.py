@@ -29,7 +29,7 @@ from django.db.models.signals import pre_migrate
 from django.utils import timezone
 
 from qwenproxy import __version__
-from qwenproxy.schema import backup, engine, files, preflight
+from qwenproxy.schema import backup, dump, engine, files, preflight
 from qwenproxy.schema.files import MigrationName
 from qwenproxy.schema.history import History
 from qwenproxy.schema.locking import Write, is_scratch, migration_lock
@@ -88,7 +88,9 @@ class Run:
         self._is_alone = False
         self._batch: ExitStack | None = None
         self._refused_statement: tuple[BaseException | None, str] = (None, "")
-        self._has_begun = self._has_committed = False
+        # Of this attempt, of any attempt, and whether something of the run is there to stay.
+        self._has_begun = self._has_tried = self._has_committed = False
+        self._has_looked = False
 
     def execute(self, work: Callable[[], object]) -> None:
         """Do `work`, which lets Django migrate this connection. Blocks, also for the lock.
@@ -132,7 +134,8 @@ class Run:
 
     @contextmanager
     def _attempt(self) -> Iterator[None]:
-        self._has_begun, self._current, self._rewrites = False, None, None
+        self._has_looked = self._has_begun = False
+        self._current = self._rewrites = None
         pre_migrate.connect(self._begin, weak=False, dispatch_uid=self.id)
         try:
             with self._connection.execute_wrapper(self._watch):
@@ -179,17 +182,22 @@ class Run:
 
     def _begin(self, *, plan: Plan, using: str, apps: Apps, **_: Any) -> None:
         # Sent once per app.
-        if self._has_begun or not plan or using != self._connection.alias:
+        if self._has_looked or using != self._connection.alias:
             return
+        self._has_looked = True
         self._history.look_again()
         self._history.settle_interrupted()
-        events = [self._event_of(migration, backwards) for migration, backwards in plan]
         self._buffered = []
+        if not plan:
+            self._mend_history()
+            return
+        events = [self._event_of(migration, backwards) for migration, backwards in plan]
         if not is_scratch(self._connection):
             self._check(plan, events, apps)
-        self._has_begun = True
+        self._has_begun = self._has_tried = True
         self._events = {(event.app, event.name): event for event in events}
         self.progress.done, self.progress.of = 0, len(events)
+        self._history.mend()
         self._reconcile()
         for event in events:
             event.backup = self.backup_path
@@ -326,6 +334,14 @@ class Run:
 
     # The history
 
+    def _mend_history(self) -> None:
+        try:
+            self._history.mend()
+            self._reconcile()
+        except DatabaseError as exc:
+            # Nobody has to wait for it.
+            self._write(f"The history of the schema could not be mended: {_first_line(exc)}.")
+
     def _reconcile(self) -> None:
         """Mend what was done to Django's record without us."""
         differing = self._history.disagreements()
@@ -366,21 +382,29 @@ class Run:
 
     def _check(self, plan: Plan, events: Sequence[MigrationEvent], apps: Apps) -> None:
         """Refuse what should not even begin; the last of it is that the backup fails."""
+        preflight.refuse_unwritable(self._connection)
         if self._options.source == "serve":
             preflight.refuse_failing_again(self._history, events)
             preflight.refuse_breaking(self._connection, events, self._write)
         if not self._options.allow_unsafe and not settings.DEBUG:
             preflight.refuse_data_loss(self._connection, plan, apps)
-        backs_up = self._backs_up()
+        wants_backup = self._wants_backup()
+        backs_up = wants_backup and (
+            self._connection.vendor == "sqlite" or self._options.backup == "always"
+        )
         size = backup.size_bytes(self._connection) if backs_up else 0
         preflight.refuse_short_space(self._connection, plan, size)
         if backs_up:
             self._back_up(plan)
+        elif wants_backup:
+            self._write(
+                "Not backed up; --backup always does it, or you with: "
+                f"{dump.command_line(self._connection)}"
+            )
 
-    def _backs_up(self) -> bool:
-        if self._connection.vendor != "sqlite" or self._options.backup == "never":
-            return False
-        if self.backup_path:
+    def _wants_backup(self) -> bool:
+        """Nothing is backed up before a first run, nor again when a run is tried again."""
+        if self._options.backup == "never" or self._has_tried:
             return False
         return bool(MigrationRecorder(self._connection).applied_migrations())
 

@@ -10,11 +10,12 @@ import time
 
 from django.conf import settings
 from django.core.management import call_command
-from django.db import connection
+from django.db import DatabaseError, connection
 
 from qwenproxy.schema import engine
+from qwenproxy.schema.history import History
 from qwenproxy.schema.locking import Write
-from qwenproxy.schema.refusals import Held, LockTimeout, Refused, SchemaChanged
+from qwenproxy.schema.refusals import Held, LockTimeout, Refused, SchemaChanged, SchemaRefusal
 from qwenproxy.schema.state import (
     SchemaState,
     changed,
@@ -49,6 +50,8 @@ def bring_up_to_date(
 def _bring_up_to_date(write: Write, progress: Progress | None, mode: str) -> None:
     state = _acceptable_state(write)
     if not state.pending:
+        if mode == "auto":
+            _mend_history(write)
         return
     _refuse_by_hand_only(state, write)
     if mode == "check":
@@ -63,6 +66,17 @@ def _bring_up_to_date(write: Write, progress: Progress | None, mode: str) -> Non
     if state.pending:
         raise Refused(f"{_count(state)} could not be applied; nothing is served.")
     write("The database is up to date.")
+
+
+def _mend_history(write: Write) -> None:
+    if History(connection).is_whole():
+        return
+    write("The history of the schema is not whole; it is made anew from Django's record.")
+    try:
+        call_command("migrate", interactive=False, verbosity=0, source="serve", write=write)
+    except (SchemaRefusal, DatabaseError) as exc:
+        # It tells what was; serving does not need it.
+        write(f"That failed: {exc}")
 
 
 def _acceptable_state(write: Write) -> SchemaState:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import sqlite3
+import subprocess
 import threading
 import time
 from contextlib import closing
@@ -116,6 +119,105 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything(migrated, tmp
     ended = migrated.run("migrate", QWENPROXY_MIGRATE_BACKUP_DIR=str(tmp_path / "file" / "sub"))
     assert ended.returncode == 9
     assert migrated.database.read_bytes() == before
+
+
+# PostgreSQL's own tools.
+
+STEP = "migrations.RunSQL('CREATE TABLE t (i integer)', 'DROP TABLE t')"
+# Told in place of the real one, it writes down how it was called and what it could read.
+SPY = """\
+#!/bin/sh
+[ "$1" = --version ] && exec {tool} --version
+echo "$@" > {directory}/arguments
+env > {directory}/environment
+cat "$(dirname "${{4#--file=}}")"/.tmp-*.pass > {directory}/passfile
+exec {tool} "$@"
+"""
+
+
+@pytest.fixture
+def on_server(any_project):
+    if not any_project.is_postgresql:
+        pytest.skip("of PostgreSQL alone")
+    assert any_project.run("migrate", "-v0").returncode == 0
+    any_project.add_migration("0001_step", STEP)
+    return any_project
+
+
+def place(directory: Path, script: str) -> dict[str, str]:
+    """An environment in which `pg_dump` is a script."""
+    bin_directory = directory / "bin"
+    bin_directory.mkdir()
+    (bin_directory / "pg_dump").write_text(script)
+    (bin_directory / "pg_dump").chmod(0o755)
+    return {"PATH": f"{bin_directory}{os.pathsep}{os.environ['PATH']}"}
+
+
+def test_the_server_is_backed_up_when_asked(on_server, tmp_path):
+    directory = tmp_path / "spied"
+    directory.mkdir()
+    script = SPY.format(tool=shutil.which("pg_dump"), directory=directory)
+    url = on_server.environ["DATABASE_URL"].replace("qwenproxy@", "qwenproxy:se%3Acr%5Cet@")
+    environ = {"DATABASE_URL": url, **place(tmp_path, script)}
+    ended = on_server.run("migrate", "-v0", "--backup", "always", **environ)
+    assert ended.returncode == 0, ended.stderr
+    [path] = (tmp_path / "data" / "backups").iterdir()
+    assert ended.stderr == f"Backed up: {path}\n"
+    assert path.name.endswith("-shop.0001.dump")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert on_server.events("action", "backup", where="action = 'backup' OR app = 'shop'") == [
+        ("backup", str(path)),
+        ("apply", str(path)),
+    ]
+    assert (directory / "passfile").read_text() == "*:*:*:*:se\\:cr\\\\et\n"
+    # What it inherits is the gateway's own environment.
+    told = (directory / "arguments").read_text() + (directory / "environment").read_text()
+    assert "se:cr" not in told
+    assert not list(path.parent.glob(".tmp-*"))
+    listed = subprocess.run(["pg_restore", "-l", path], capture_output=True, text=True, check=True)
+    assert "schema_migrationevent" in listed.stdout
+    assert "TABLE public t " not in listed.stdout
+
+
+def test_the_server_s_backups_are_listed_and_put_back_by_its_own_tool(on_server):
+    told = on_server.run("migrate", "-v0")
+    assert told.returncode == 0, told.stderr
+    assert (
+        "Not backed up; --backup always does it, or you with: pg_dump -Fc --dbname=" in told.stderr
+    )
+    made = on_server.run("dbbackup")
+    assert made.returncode == 0, made.stderr
+    path = made.stdout.rpartition(" ")[2].strip()
+    assert path in on_server.run("dbbackup", "--list").stdout
+    ended = on_server.run("dbrestore", Path(path).name, "--yes")
+    assert ended.returncode == 2
+    command = ended.stderr[ended.stderr.index("pg_restore") :]
+    on_server.query("DELETE FROM django_migrations")
+    restored = subprocess.run(shlex.split(command), capture_output=True, text=True, check=False)
+    assert restored.returncode == 0, restored.stderr
+    assert on_server.query("SELECT name FROM django_migrations WHERE app = 'shop'")
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        pytest.param("#!/bin/sh\necho 'pg_dump (PostgreSQL) 9.6.1'\n", "version 9", id="too-old"),
+        pytest.param("", "There is no pg_dump", id="missing"),
+        pytest.param(
+            "#!/bin/sh\n[ $1 = --version ] && echo '(x) 99' && exit\necho no way >&2; exit 1\n",
+            "no way",
+            id="failing",
+        ),
+    ],
+)
+def test_what_the_server_s_tool_cannot_do_is_refused(on_server, tmp_path, script, said):
+    environ = place(tmp_path, script) if script else {"PATH": str(tmp_path)}
+    ended = on_server.run("migrate", "-v0", "--backup", "always", **environ)
+    assert ended.returncode == 9
+    assert said in ended.stderr
+    assert "Nothing was changed" in ended.stderr
+    assert on_server.events("name") == []
+    assert list((tmp_path / "data" / "backups").iterdir()) == []
 
 
 @pytest.mark.slow

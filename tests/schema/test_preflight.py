@@ -1,4 +1,4 @@
-"""An upgrade for which the disk has no room does not begin."""
+"""An upgrade that cannot end well does not begin: no room, no right to write."""
 
 from __future__ import annotations
 
@@ -42,3 +42,63 @@ def test_room_is_needed_for_the_backup_and_what_is_rewritten(migrated, rewrites,
         assert "Nothing was changed. Make room" in ended.stderr
         assert hashlib.sha256(migrated.database.read_bytes()).digest() == before
         assert sorted((migrated.database.parent / "backups").iterdir()) == backups
+
+
+READ_ONLY = """
+import os
+access = os.access
+os.access = lambda path, mode: str(path) != {path!r} and access(path, mode)
+"""
+
+
+@pytest.mark.parametrize("what", ["qwenproxy.sqlite3", ""])
+def test_what_cannot_be_written_is_refused_before_anything(migrated, what):
+    path = migrated.database.parent / what
+    settings = migrated.directory / "project_settings.py"
+    # Of the superuser the rights are not asked, a read-only volume is.
+    settings.write_text(settings.read_text() + READ_ONLY.format(path=str(path)))
+    migrated.add_migration("0001_step", CREATE.format(number=1))
+    before = hashlib.sha256(migrated.database.read_bytes()).digest()
+    for command in (["migrate"], ["serve", "--port", "0"]):
+        ended = migrated.run(*command)
+        assert ended.returncode == 9, ended.stderr
+        assert ended.stderr == (
+            f"Refused: The database cannot be changed: {path} cannot be written by this user. "
+            "Nothing was changed.\n"
+        )
+    assert hashlib.sha256(migrated.database.read_bytes()).digest() == before
+    assert not (migrated.database.parent / "backups").exists()
+
+
+@pytest.mark.parametrize("command", [["migrate"], ["rollback"], ["serve", "--port", "0"]])
+def test_a_place_that_is_not_there_is_told_in_a_line(project, command):
+    url = f"sqlite:///{project.directory}/nowhere/database.sqlite3"
+    ended = project.run(*command, DATABASE_URL=url)
+    assert ended.returncode == 9
+    assert ended.stderr == (
+        "Refused: The database cannot be opened: unable to open database file. "
+        "Nothing was changed.\n"
+    )
+
+
+def test_a_server_that_lets_nothing_be_written_is_refused(any_project):
+    if not any_project.is_postgresql:
+        pytest.skip("of PostgreSQL alone")
+    url = any_project.environ["DATABASE_URL"]
+    standby = f"{url}?options=-c%20default_transaction_read_only%3Don"
+    ended = any_project.run("migrate", "-v0", DATABASE_URL=standby)
+    assert ended.returncode == 9
+    assert "the server lets nothing be written" in ended.stderr
+    name = f"reader_{any_project.directory.name[:20].strip('_')}".lower()
+    any_project.query(f"CREATE ROLE {name} LOGIN")
+    try:
+        ended = any_project.run(
+            "migrate", "-v0", DATABASE_URL=url.replace("qwenproxy@", f"{name}@")
+        )
+    finally:
+        any_project.query(f"DROP ROLE {name}")
+    assert ended.returncode == 9
+    assert ended.stderr == (
+        f"Refused: The database cannot be changed: the user {name} may make no tables in the "
+        "schema public. Nothing was changed.\n"
+    )

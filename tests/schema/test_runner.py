@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -134,6 +137,19 @@ def test_looking_changes_nothing(migrated, command):
     before = digest(migrated)
     assert migrated.run(*command).returncode == (1 if "--check" in command else 0)
     assert digest(migrated) == before
+
+
+def test_a_large_wal_is_given_back(migrated):
+    """While others have the database open: the last to close it would remove the WAL."""
+    migrated.add_migration(
+        "0001_big", "migrations.RunSQL('CREATE TABLE big AS SELECT zeroblob(40000000) AS b', '')"
+    )
+    with closing(sqlite3.connect(migrated.database)) as keeper:
+        keeper.execute("PRAGMA journal_mode = WAL").fetchall()
+        keeper.execute("SELECT count(*) FROM sqlite_master").fetchall()
+        assert migrated.run("migrate", "-v0").returncode == 0
+        assert os.path.getsize(f"{migrated.database}-wal") < 2**20
+    assert os.path.getsize(migrated.database) > 40_000_000
 
 
 def test_an_unknown_app_stays_djangos_error(migrated):

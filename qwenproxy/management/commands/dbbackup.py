@@ -1,4 +1,4 @@
-"""Backs the SQLite database up while it is in use, or lists the backups."""
+"""Backs the database up while it is in use, or lists the backups."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
 from django.db import connection
 
-from qwenproxy.schema import backup
+from qwenproxy.schema import backup, engine
 from qwenproxy.schema.locking import migration_lock
-from qwenproxy.schema.refusals import WrongUsage
 
 
 class Command(BaseCommand):
@@ -27,14 +26,12 @@ class Command(BaseCommand):
         which.add_argument("--to", type=Path, metavar="PATH", help="write this file instead")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if connection.vendor != "sqlite":
-            name = connection.settings_dict["NAME"]
-            raise WrongUsage(f"PostgreSQL has its own: pg_dump -Fc {name} > {name}.dump")
         if options["list"]:
             for found in backup.existing(connection):
                 size = found.size_bytes / 2**20
                 self.stdout.write(f"{found.at:%Y-%m-%d %H:%M}  {size:8.1f} MB  {found.path}")
             return
+        engine.ensure_open(connection)
         with migration_lock(connection, settings.MIGRATE_LOCK_WAIT_S, self.stderr.write):
             if options["prune"]:
                 for path in backup.prune(connection):

@@ -10,7 +10,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
 from django.db import connection
 
-from qwenproxy.schema import backup
+from qwenproxy.schema import backup, dump, engine
 from qwenproxy.schema.history import History
 from qwenproxy.schema.locking import migration_lock
 from qwenproxy.schema.refusals import WrongUsage
@@ -26,11 +26,14 @@ class Command(BaseCommand):
         parser.add_argument("--yes", action="store_true", help="needed: the data is replaced")
 
     def handle(self, *args: Any, file: Path, yes: bool, **options: Any) -> None:
-        if connection.vendor != "sqlite":
-            name = connection.settings_dict["NAME"]
-            raise WrongUsage(f"PostgreSQL has its own: pg_restore --clean -d {name} {file}")
+        engine.ensure_open(connection)
         if not file.exists() and file == Path(file.name):
             file = backup.directory(connection) / file
+        if connection.vendor != "sqlite":
+            raise WrongUsage(
+                "Nothing was changed. Stop the gateway, then let PostgreSQL's own tool do it: "
+                f"{dump.restore_line(connection, file)}"
+            )
         backup.check(file)
         if not yes:
             raise WrongUsage(

@@ -5,9 +5,9 @@ Django's flags and output stay as they are; what is ours goes to stderr.
 
 from __future__ import annotations
 
+import json
 from typing import Any, cast
 
-import orjson
 from django.conf import settings
 from django.core.management.base import CommandParser
 from django.core.management.commands import migrate
@@ -15,6 +15,7 @@ from django.db import connections
 from django.db.migrations import Migration
 
 from qwenproxy.schema import engine, plan
+from qwenproxy.schema.history import History
 from qwenproxy.schema.locking import is_scratch
 from qwenproxy.schema.refusals import WrongUsage
 from qwenproxy.schema.report import read_only
@@ -42,7 +43,7 @@ class Command(migrate.Command):
             "--backup",
             choices=("auto", "always", "never"),
             default=settings.MIGRATE_BACKUP,
-            help="Back the database up first; auto: where it is SQLite and something is pending.",
+            help="Back the database up first; auto: where it is SQLite. PostgreSQL: by pg_dump.",
         )
         parser.add_argument(
             "--lock-wait",
@@ -74,11 +75,15 @@ class Command(migrate.Command):
             help="Let an upgrade drop columns and tables that hold data.",
         )
 
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        # Before the system checks, which open it as well.
+        engine.ensure_open(connections[options["database"]])
+        return super().execute(*args, **options)
+
     def handle(self, *args: Any, **options: Any) -> None:
         if options["sql"] or options["json"]:
             self._tell_plan(options)
             return
-        engine.ensure_open(connections[options["database"]])
         is_read_only = options["plan"] or options["check_unapplied"]
         if is_read_only or self._has_nothing_to_do(options):
             super().handle(*args, **options)
@@ -115,7 +120,7 @@ class Command(migrate.Command):
         with read_only(connection):
             document = plan.describe(connection, plan.read_plan(connection))
         if options["json"]:
-            self.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+            self.stdout.write(json.dumps(document, indent=2))
             return
         for step in cast("list[dict[str, Any]]", document["migrations"]):
             self.stdout.write(f"-- {step['app']}.{step['name']}", self.style.MIGRATE_HEADING)
@@ -129,9 +134,10 @@ class Command(migrate.Command):
         """Without the lock: replicas that start together do not queue for nothing."""
         if options["migration_name"] or options["prune"] or options["run_syncdb"]:
             return False
-        if is_scratch(connections[options["database"]]):
+        connection = connections[options["database"]]
+        if is_scratch(connection) or read_state(options["database"]).pending:
             return False
-        return not read_state(options["database"]).pending
+        return History(connection).is_whole()
 
     def migration_progress_callback(
         self, action: str, migration: Migration | None = None, fake: bool = False

@@ -39,6 +39,12 @@ class Command(BaseCommand):
         parser.add_argument(
             "--force", action="store_true", help="needed where QWENPROXY_DEBUG is off"
         )
+        parser.add_argument(
+            "--backup",
+            choices=("auto", "always", "never"),
+            default="auto",
+            help="auto: where it is SQLite (default); always: PostgreSQL as well, by pg_dump",
+        )
         parser.add_argument("--database", default=DEFAULT_DB_ALIAS, choices=tuple(connections))
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -65,7 +71,7 @@ class Command(BaseCommand):
             connection,
             Options(
                 transactions="all",
-                backup="always",
+                backup=options["backup"],
                 lock_wait_s=settings.MIGRATE_LOCK_WAIT_S,
                 lock_timeout_s=settings.MIGRATE_LOCK_TIMEOUT_S,
             ),
