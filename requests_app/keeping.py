@@ -13,6 +13,7 @@ import hmac
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from django.conf import settings
@@ -68,7 +69,8 @@ class KeepRedacted(Keep):
     """Everything but what the rules match."""
 
     # System texts and tools come with every request, and few are different.
-    _MEMO_BLOBS = 256
+    _MEMO_BLOBS = 64
+    _MEMO_CHARS = 2**18
 
     def __init__(self, redaction: Redaction, secret: str) -> None:
         self._redaction = redaction
@@ -91,6 +93,8 @@ class KeepRedacted(Keep):
         return history.encode_content(self._redaction.object(node.message))
 
     def blob(self, blob: BlobText) -> str:
+        if len(blob.body) > self._MEMO_CHARS:
+            return self._json(blob.body)
         body = self._bodies.pop(blob.digest, None)
         body = self._json(blob.body) if body is None else body
         self._bodies[blob.digest] = body
@@ -135,13 +139,16 @@ class KeepRedacted(Keep):
 
 
 class KeepMetadata(Keep):
-    """Digests, counts, ids and times: no text of either side."""
+    """Digests, counts, ids and times: no text of either side; `keep` has its say in what is left."""
 
     recorded = Recorded.METADATA.value
 
+    def __init__(self, keep: Keep) -> None:
+        self._keep = keep
+
     def opening(self, opening: Opening) -> Opening:
         return replace(
-            opening,
+            self._keep.opening(opening),
             title="",
             parameters=self._figures(opening.parameters),
             system=None,
@@ -210,11 +217,15 @@ def _without_content(events: Iterable[Event]) -> list[Event]:
 
 
 KEEP = Keep()
-_METADATA = KeepMetadata()
+
+
+# Of one gateway there is one: it remembers what it has redacted.
+@lru_cache(maxsize=4)
+def _keep_redacted(redaction: Redaction, secret: str) -> Keep:
+    return KeepRedacted(redaction, secret)
 
 
 def choose_keep(recorded: str, redaction: Redaction) -> Keep:
     """What is kept of a turn whose key has this setting."""
-    if recorded != Recorded.EVERYTHING.value:
-        return _METADATA
-    return KeepRedacted(redaction, settings.SECRET_KEY) if redaction else KEEP
+    keep = _keep_redacted(redaction, settings.SECRET_KEY) if redaction else KEEP
+    return keep if recorded == Recorded.EVERYTHING.value else KeepMetadata(keep)

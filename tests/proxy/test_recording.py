@@ -12,7 +12,7 @@ from django.apps import apps
 
 from qwenproxy.access.auth import invalidate
 from qwenproxy.access.models import ApiKey
-from qwenproxy.wire.redaction import compile_rules
+from qwenproxy.wire.redaction import Redaction, compile_rules
 from requests_app.models import Partial, Request, Response
 from sessions_app.models import Message, Session
 from tests.doubles.server import Reply
@@ -143,6 +143,28 @@ def test_two_redacted_users_stay_two(serve_upstream, open_gateway):
     for name in ("ann@example.org", "bob@example.org", "ann@example.org"):
         assert running.ask(upstream.model, user=name).status_code == 200
     assert len(set(Session.objects.values_list("user_id", flat=True))) == 2
+
+
+def test_rules_hold_for_what_a_key_without_content_leaves(no_content, upstream, open_gateway):
+    running = open_gateway(
+        REDACTION=compile_rules([r"EMP\d{6}"]), RECORD_HEADERS=frozenset({"user-agent", "x-team"})
+    )
+    converse(running, upstream, headers={**HEADERS, "x-session-id": f"s-{PLANTED}"})
+    assert PLANTED not in database_text()
+    assert Request.objects.first().headers == '{"x-team":"blue [redacted]"}'
+    assert Session.objects.get().external_id.startswith("redacted-")
+
+
+def test_what_comes_with_every_request_is_redacted_once(serve_upstream, open_gateway, monkeypatch):
+    looked_at = []
+    find = Redaction.text
+    monkeypatch.setattr(
+        Redaction, "text", lambda self, text: looked_at.append(text) or find(self, text)
+    )
+    upstream = serve_upstream("openai_compatible")
+    running = open_gateway(REDACTION=compile_rules([r"EMP\d{6}"]))
+    converse(running, upstream)
+    assert looked_at.count(SYSTEM["content"]) == 1
 
 
 @pytest.mark.parametrize("mode", ["metadata", "rules"])

@@ -15,6 +15,7 @@ from qwenproxy.wire.events import (
 )
 from qwenproxy.wire.redaction import (
     HELD_CHARS,
+    NAMED,
     RedactedStream,
     compile_rules,
     without_content,
@@ -28,6 +29,12 @@ EMAIL = "ann.lee+qwen@example.org"
     [
         pytest.param("@email", f"mail {EMAIL}, please", "mail [redacted], please", id="email"),
         pytest.param("@email", "at 10@ night", "at 10@ night", id="no email"),
+        pytest.param(
+            "@email", "a@b.cd+e@f.gh <a@b@c.de>", "[redacted] <a@[redacted]>", id="emails"
+        ),
+        pytest.param(
+            "@secrets", f"x-eyJ{'a' * 20}.{'b' * 20}.c.", "x-[redacted].", id="token after a dash"
+        ),
         pytest.param("@secrets", "key sk-proj-abcdefghijklmnop1234.", "key [redacted].", id="key"),
         pytest.param("@secrets", "qp-" + "a" * 43, "[redacted]", id="our key"),
         pytest.param("@secrets", "Bearer abcdefghijklmnop==", "[redacted]", id="bearer"),
@@ -46,6 +53,25 @@ EMAIL = "ann.lee+qwen@example.org"
 )
 def test_what_a_rule_matches_is_replaced(rule, text, expected):
     assert compile_rules([rule]).text(text) == expected
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("a" * 500_000, id="word"),
+        pytest.param("a." * 250_000, id="dots"),
+        pytest.param("a@" * 250_000, id="ats"),
+        pytest.param("a@" + "b" * 500_000, id="host"),
+        pytest.param("-eyJaaaaaaaa" * 20_000, id="tokens"),
+        pytest.param("-eyJaaaaaaaa" * 20_000 + "." + "a" * 200_000, id="token-without-end"),
+        pytest.param("bearer " * 70_000, id="bearers"),
+        pytest.param("1 " * 250_000, id="digits"),
+        pytest.param("-----BEGIN " * 45_000, id="private-keys"),
+    ],
+)
+def test_no_text_keeps_the_named_rules_busy(text):
+    compile_rules(NAMED).text(text)
 
 
 def test_json_keeps_its_form():
