@@ -145,6 +145,8 @@ class Refusal:
     standing: Standing = field(default_factory=Standing)
     # Whether nothing but time can free it: no running turn has tokens to give back.
     is_certain: bool = False
+    # Of a day or month: it is not used up, running turns may give back as much as is needed.
+    is_held: bool = False
     # time.monotonic() of the decision.
     decided_s: float = field(default_factory=time.monotonic)
 
@@ -159,23 +161,20 @@ class Refusal:
             left_s = max(self.frees_in_s - elapsed_s, 0.001)
             if self.reason in ("requests", "tokens"):
                 message = f"{message} Try again in {duration(left_s)}."
-        if self.reason in ("day", "month"):
+        is_used_up = self.reason in ("day", "month") and not self.is_held
+        if is_used_up:
             # OpenAI's clients try a 429 again at once unless told.
             headers["x-should-retry"] = "false"
         return RateLimited(
             message,
             reason=self.reason,
-            code=_CODES.get(self.reason),
+            code="insufficient_quota" if is_used_up else _CODES.get(self.reason),
             retry_after_s=left_s,
             headers=headers,
         )
 
 
-_CODES: dict[Reason, str] = {
-    "concurrency": "concurrency_limit_exceeded",
-    "day": "insufficient_quota",
-    "month": "insufficient_quota",
-}
+_CODES: dict[Reason, str] = {"concurrency": "concurrency_limit_exceeded"}
 
 
 def counts_tokens(limits: Limits) -> bool:
@@ -262,7 +261,7 @@ def refuse(
 ) -> Refusal:
     """Say why and until when; `minute` are (slot, requests, tokens) of the last minute."""
     reason, limits, tokens = asked.reason, asked.limits, asked.tokens
-    said, frees_in_s = "", _CONCURRENCY_RETRY_S
+    said, frees_in_s, is_held = "", _CONCURRENCY_RETRY_S, False
     if reason == "requests":
         limit = limits.requests_per_minute or 0
         said = f"This API key may make {limit:,} requests a minute and has made {used.requests:,}."
@@ -281,16 +280,19 @@ def refuse(
             f"This API key may use {limit:,} tokens {_SPANS[reason]}: {count:,} are used{held}, "
             f"and this request may need {tokens:,}."
         )
+        excess = count + max(tokens, 1) - limit
+        is_held = reason != "tokens" and excess <= used.reserved
         if reason == "tokens":
-            excess = used.tokens + max(tokens, 1) - limit
             frees_in_s = _frees_in_s(((slot, n) for slot, _, n in minute), excess, moment)
+        elif is_held:
+            said = f"{said.removesuffix('.')}: try again when one of them has ended."
         else:
             frees_in_s = moment.until_next_day_s if reason == "day" else moment.until_next_month_s
             renewed = datetime.fromtimestamp(moment.seconds + frees_in_s, UTC)
             said += f" The count begins anew at {renewed:%Y-%m-%d %H:%M} UTC."
     is_certain = reason == "requests" or (reason != "concurrency" and used.reserved == 0)
     left = standing(limits, used, moment)
-    return Refusal(reason, said, frees_in_s, left, is_certain, asked.decided_s)
+    return Refusal(reason, said, frees_in_s, left, is_certain, is_held, asked.decided_s)
 
 
 def _frees_in_s(slots: Iterable[tuple[int, int]], excess: int, moment: Moment) -> float:

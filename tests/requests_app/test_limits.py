@@ -111,6 +111,19 @@ def test_a_budget_that_is_used_up_comes_back_with_the_next_day_or_month(span):
     assert headers["x-should-retry"] == "false"
 
 
+@pytest.mark.parametrize("span", ["day", "month"])
+def test_a_budget_that_is_only_held_is_not_used_up(span):
+    limits = Limits(**{f"tokens_per_{span}": 50})
+    used = Used(day=50, month=50, reserved=10)
+    error = refused(span, limits, used, 10).error()
+    assert error.error_code == "rate_limit_exceeded"
+    assert error.message.endswith("may need 10: try again when one of them has ended.")
+    headers = error_headers(error)
+    assert headers["Retry-After"] == "1"
+    assert "x-should-retry" not in headers
+    assert refused(span, limits, used, 11).error().error_code == "insufficient_quota"
+
+
 def test_nobody_knows_when_a_place_is_free():
     refusal = refused("concurrency", Limits(max_concurrent=2), Used(running=2))
     assert refusal.error().error_code == "concurrency_limit_exceeded"
