@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, Literal
 
-from django.db.models import F, QuerySet, Sum
+from django.db import connection
 
 from qwenproxy.access.models import ApiKey, UpstreamAccount
 from requests_app.histogram import percentile
-from requests_app.models import LatencySlot, UsageSlot
-from requests_app.rollups import Cells, Dimension, Metric, count, first_ended, rolled_to
+from requests_app.rollups import CELLS, Cells, Dimension, Metric, count, next_used, rolled_to
 from requests_app.windows import Grid, Interval, Span, Window, slot_of, slot_start
 
 Group = Literal["model", "key", "account", "status", "error"]
@@ -35,6 +34,32 @@ MIN_SAMPLES = 20
 # So much of the record is counted for one reading, not more.
 _LONGEST_TAIL = timedelta(hours=2)
 _LONGEST_OF_KEY = timedelta(hours=24)
+
+
+@dataclass(frozen=True, slots=True)
+class _Select:
+    """Sums of cells of several sizes."""
+
+    sums: str
+    cells: str
+
+    def over(self, parts: int) -> str:
+        return self.sums.format(" UNION ALL ".join([self.cells] * parts))
+
+
+_USAGE = _Select(
+    "SELECT point, status, ref, CAST(SUM(n) AS bigint), CAST(SUM(tokens_in) AS bigint),"
+    " CAST(SUM(tokens_out) AS bigint), CAST(SUM(ms_sum) AS bigint)"
+    " FROM ({}) cells GROUP BY point, status, ref",
+    "SELECT (slot + %s) / %s AS point, status, ref, n, tokens_in, tokens_out, ms_sum"
+    " FROM requests_app_usageslot WHERE dim = %s AND slot >= %s AND slot < %s",
+)
+_OWN_USAGE = replace(_USAGE, cells=_USAGE.cells + " AND ref = %s")
+_LATENCY = _Select(
+    "SELECT point, ref, bucket, CAST(SUM(n) AS bigint) FROM ({}) cells GROUP BY point, ref, bucket",
+    "SELECT (slot + %s) / %s AS point, ref, bucket, n"
+    " FROM requests_app_latencyslot WHERE dim = %s AND slot >= %s AND slot < %s AND metric = %s",
+)
 
 # Number of the point, ref, status -> requests, tokens in, tokens out, ms.
 _Usage = dict[tuple[int, str, str], list[int]]
@@ -121,7 +146,7 @@ class Reader:
         # A clock may have been set back: from the present slot on only the record is believed.
         newest = slot_of(now)
         self._tail_start = newest if border is None else min(border, newest)
-        first = first_ended(0 if border is None else self._tail_start)
+        first = next_used(0 if border is None else self._tail_start)
         if border is None and first is not None:
             self._tail_start = min(first, newest)
         self.is_behind = first is not None and now - slot_start(first) > _LONGEST_TAIL
@@ -207,46 +232,46 @@ class Reader:
         found: _Usage = defaultdict(lambda: [0, 0, 0, 0])
         own = None
         if self._key is not None:
-            if dim in ("total", "key"):
-                dim, own = "key", self._key
-            else:
+            if dim not in ("total", "key"):
                 return _add_usage(found, grid, dim, self._cells_of_key(grid.window))
-        rows = UsageSlot.objects.filter(dim=dim)
-        if own is not None:
-            rows = rows.filter(ref=own)
-        for index, ref, status, *sums in self._rolled(
-            grid, rows, ("ref", "status"), ("n", "tokens_in", "tokens_out", "ms_sum")
-        ):
-            _add(found[index, ref if by_ref else "", status], sums)
+            dim, own = "key", self._key
+        rows = self._rolled(grid, _OWN_USAGE if own else _USAGE, dim, [own] if own else [])
+        for index, status, ref, n, *sums in rows:
+            # A later count may have left nothing of a cell.
+            if n:
+                _add(found[index, ref if by_ref else "", status], (n, *sums))
         return _add_usage(found, grid, dim, self._counted(), by_ref=by_ref, own=own)
 
     def _buckets(self, grid: Grid, metric: Metric, dim: Literal["total", "model"]) -> _Buckets:
         found: _Buckets = defaultdict(lambda: defaultdict(int))
         if self._key is not None:
             return _add_latency(found, grid, metric, dim, self._cells_of_key(grid.window))
-        rows = LatencySlot.objects.filter(dim=dim, metric=metric)
-        for index, ref, bucket, n in self._rolled(grid, rows, ("ref", "bucket"), ("n",)):
+        for index, ref, bucket, n in self._rolled(grid, _LATENCY, dim, [metric]):
             found[index, ref][bucket] += n
         return _add_latency(found, grid, metric, dim, self._counted())
 
     def _rolled(
-        self, grid: Grid, rows: QuerySet[Any], by: Sequence[str], sums: Sequence[str]
+        self, grid: Grid, select: _Select, dim: Dimension, params: Sequence[Any]
     ) -> Iterator[tuple[Any, ...]]:
-        """Roll-ups added up by point and columns; one query for each stretch with one offset from UTC."""
+        """Roll-ups by the number of their point; one query for each stretch with one offset from UTC."""
         for stretch in grid.stretches:
-            end = min(stretch.end, self._tail_start)
-            if stretch.start >= end:
+            # Cells that do not lie within points are of no use.
+            sizes = [
+                (prefix, size)
+                for prefix, size in CELLS.items()
+                if grid.slots % size == 0 and stretch.offset % size == 0
+            ]
+            parts = list(_parts(stretch.start, min(stretch.end, self._tail_start), sizes))
+            if not parts:
                 continue
-            part = rows.filter(slot__gte=stretch.start, slot__lt=end)
-            columns = list(by)
-            if len(grid.spans) > 1:
-                part = part.annotate(quotient=(F("slot") + stretch.offset) / grid.slots)
-                columns.append("quotient")
-            added = part.values_list(*columns).annotate(*(Sum(name) for name in sums))
-            for row in added:
-                index = 0 if len(columns) == len(by) else grid.index(stretch, row[len(by)])
-                # PostgreSQL adds up to decimals.
-                yield (index, *row[: len(by)], *map(int, row[len(columns) :]))
+            values: list[Any] = []
+            for prefix, start, end in parts:
+                values += [stretch.offset, grid.slots, prefix + dim, start, end, *params]
+            with connection.cursor() as cursor:
+                cursor.execute(select.over(len(parts)), values)
+                rows = cursor.fetchall()
+            for quotient, *row in rows:
+                yield (grid.index(stretch, quotient), *row)
 
     def _counted(self) -> Cells:
         """What is not rolled yet, from the record."""
@@ -265,6 +290,22 @@ class Reader:
             cells = count(window.start, window.end, api_key_id=int(self._key))
             self._of_key = (window, cells)
         return self._of_key[1]
+
+
+def _parts(
+    start: int, end: int, sizes: Sequence[tuple[str, int]]
+) -> Iterator[tuple[str, int, int]]:
+    """Cut slots into cells, the largest ones that fit: what is before their dimension, start, end."""
+    if start >= end:
+        return
+    (prefix, size), *smaller = sizes
+    first, last = -(-start // size) * size, end // size * size
+    if first >= last:
+        yield from _parts(start, end, smaller)
+        return
+    yield from _parts(start, first, smaller)
+    yield (prefix, first, last)
+    yield from _parts(last, end, smaller)
 
 
 def _whole(window: Window) -> Grid:

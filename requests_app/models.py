@@ -176,8 +176,8 @@ class UsageSlot(models.Model):
     """Counts of one quarter of an hour per dimension, for dashboards."""
 
     pk = models.CompositePrimaryKey("dim", "slot", "ref", "status")
-    # total, model, key, account, error; with a minus sign, what of it is of deleted sessions. A row
-    # `stale` says that the slot is to be counted again: `requests_app.rollups`.
+    # total, model, key, account, error; with h and d of the hour and the day that begin with the slot, with
+    # a minus sign what of it is of deleted sessions. stale: the slot is to be counted again.
     dim = models.CharField(max_length=8)
     # Seconds since 1970, divided by 900.
     slot = models.IntegerField()
@@ -196,7 +196,7 @@ class LatencySlot(models.Model):
     """A histogram of one quarter of an hour: bucket = floor(ln(ms) / ln(1.1))."""
 
     pk = models.CompositePrimaryKey("dim", "metric", "slot", "ref", "bucket")
-    # total, model; with a minus sign, what of it is of deleted sessions.
+    # total, model; with the same signs.
     dim = models.CharField(max_length=8)
     # ttft, total.
     metric = models.CharField(max_length=8)

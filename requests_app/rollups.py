@@ -2,7 +2,10 @@
 
 A slot is rolled a minute after its end: counted anew from the record and replaced, in one transaction.
 So it may be done twice, interrupted anywhere, or done by several processes. Slots are rolled in their
-order; those before `rolled_to` are. Two kinds of rows say what the record does not:
+order; those before `rolled_to` are. What a roll changes is added to the hour and the day (of UTC) around it
+in the same transaction: dimensions with `h` and `d` before them, for long windows.
+
+Two kinds of rows say what the record does not:
 
 - `stale`: an end came into this slot late (it could not be written before); it is rolled again. The mark
   is written with the end itself, and removed with the roll.
@@ -16,27 +19,31 @@ the time in all of completed ones. Reading is `requests_app.figures`.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from django.db import connection, transaction
 from django.db.backends.utils import CursorWrapper
-from django.db.models import Max, Min
 
 from qwenproxy.transaction import Transaction
 from requests_app.histogram import bucket_of
-from requests_app.models import Response, UsageSlot
 from requests_app.windows import slot_of, slot_start
 
 Dimension = Literal["total", "model", "key", "account", "error"]
 Metric = Literal["ttft", "total"]
 ERRORS = ("failed", "interrupted")
+# What is written before a dimension, and how many slots its rows stand for.
+CELLS = {"d": 96, "h": 4, "": 1}
 
 # After its end a slot is left alone for so long: ends of it may be on their way into the record.
 _GRACE = timedelta(seconds=60)
+# On SQLite nobody else writes meanwhile; but slots of little are not worth a transaction each.
+_LONGEST_TRANSACTION_S = 0.005
 # "rollups" in ASCII, beside the keys of migrations and workers.
 _ADVISORY_KEY = 0x726F6C6C757073
 
@@ -90,11 +97,42 @@ _ADD_LATENCY = (
     " ON CONFLICT (dim, metric, slot, ref, bucket) DO UPDATE SET"
     " n = requests_app_latencyslot.n + excluded.n"
 )
-_DELETE = (
-    "DELETE FROM requests_app_usageslot WHERE slot = %s"
-    " AND dim IN ('total', 'model', 'key', 'account', 'error')",
-    "DELETE FROM requests_app_latencyslot WHERE slot = %s"
-    " AND dim IN ('total', 'model') AND metric IN ('ttft', 'total')",
+_USAGE_DIMS = ("total", "model", "key", "account", "error")
+_LATENCY_DIMS = ("total", "model")
+_READ_USAGE = (
+    "SELECT dim, slot, ref, status, n, tokens_in, tokens_out, ms_sum FROM requests_app_usageslot"
+    " WHERE dim IN (%s, %s, %s, %s, %s) AND slot = %s"
+)
+_READ_LATENCY = (
+    "SELECT dim, metric, slot, ref, bucket, n FROM requests_app_latencyslot"
+    " WHERE dim IN (%s, %s) AND metric IN ('ttft', 'total') AND slot = %s"
+)
+_DELETE_USAGE = "DELETE FROM requests_app_usageslot WHERE dim IN (%s, %s, %s, %s, %s) AND slot = %s"
+_DELETE_LATENCY = (
+    "DELETE FROM requests_app_latencyslot WHERE dim IN (%s, %s) AND metric IN ('ttft', 'total')"
+    " AND slot = %s"
+)
+_MERGE_USAGE = (
+    "INSERT INTO requests_app_usageslot (dim, slot, ref, status, n, tokens_in, tokens_out, ms_sum)"
+    " SELECT %s, %s, ref, status, SUM(n), SUM(tokens_in), SUM(tokens_out), SUM(ms_sum)"
+    " FROM requests_app_usageslot WHERE dim = %s AND slot >= %s AND slot < %s GROUP BY ref, status"
+)
+_MERGE_LATENCY = (
+    "INSERT INTO requests_app_latencyslot (dim, metric, slot, ref, bucket, n)"
+    " SELECT %s, metric, %s, ref, bucket, SUM(n) FROM requests_app_latencyslot"
+    " WHERE dim = %s AND metric IN ('ttft', 'total') AND slot >= %s AND slot < %s"
+    " GROUP BY metric, ref, bucket"
+)
+# What is rolled, and what is marked to be rolled again.
+_STANDING = (
+    "SELECT (SELECT MAX(slot) FROM requests_app_usageslot WHERE dim = 'total'),"
+    " (SELECT MIN(slot) FROM requests_app_usageslot WHERE dim = 'stale')"
+)
+# What has something to count: of deleted sessions, and of the record.
+_USED = (
+    "SELECT (SELECT MIN(slot) FROM requests_app_usageslot WHERE dim = '-total' AND slot >= %s),"
+    " (SELECT {slot} FROM requests_app_response r WHERE r.completed_at >= %s"
+    " ORDER BY r.completed_at LIMIT 1)"
 )
 # An upsert even where the mark is there: it makes a roll that removes the mark wait for this end.
 _MARK = _INSERT_USAGE + " ON CONFLICT (dim, slot, ref, status) DO UPDATE SET n = excluded.n"
@@ -119,15 +157,36 @@ class Cells:
         for index, value in enumerate(sums):
             cell[index] += value
 
-    def usage_rows(self, prefix: str = "") -> list[tuple[Any, ...]]:
-        """In one order for all who write them, so that nobody waits for each other in a circle."""
+    def minus(self, other: Cells) -> Cells:
+        """What is to be added to `other` to make it this; without what is the same."""
+        changes = Cells()
+        for key in self.usage.keys() | other.usage.keys():
+            new, old = self.usage.get(key, _NOTHING), other.usage.get(key, _NOTHING)
+            if new != old:
+                changes.usage[key] = [a - b for a, b in zip(new, old, strict=True)]
+        for bucket in self.latency.keys() | other.latency.keys():
+            n = self.latency.get(bucket, 0) - other.latency.get(bucket, 0)
+            if n:
+                changes.latency[bucket] = n
+        return changes
+
+    # In one order for all who write them, so that nobody waits for each other in a circle.
+
+    def usage_rows(self, prefix: str = "", size: int = 1) -> list[tuple[Any, ...]]:
+        """Rows of `UsageSlot`; with a size of the larger cells that the slots belong to."""
         return sorted(
-            (prefix + dim, slot, ref, status, *sums)
+            (prefix + dim, slot - slot % size, ref, status, *sums)
             for (dim, slot, ref, status), sums in self.usage.items()
         )
 
-    def latency_rows(self, prefix: str = "") -> list[tuple[Any, ...]]:
-        return sorted((prefix + key[0], *key[1:], n) for key, n in self.latency.items())
+    def latency_rows(self, prefix: str = "", size: int = 1) -> list[tuple[Any, ...]]:
+        return sorted(
+            (prefix + dim, metric, slot - slot % size, ref, bucket, n)
+            for (dim, metric, slot, ref, bucket), n in self.latency.items()
+        )
+
+
+_NOTHING = [0, 0, 0, 0]
 
 
 # Counting.
@@ -186,54 +245,60 @@ def _cells(rows: Iterable[Sequence[Any]]) -> Cells:
 
 def rolled_to() -> int | None:
     """The slot before which all are rolled; null where none is."""
-    newest = UsageSlot.objects.filter(dim="total").aggregate(Max("slot"))["slot__max"]
-    return None if newest is None else int(newest) + 1
+    with connection.cursor() as cursor:
+        return _standing(cursor)[0]
 
 
-def first_ended(slot: int) -> int | None:
-    """The first slot from `slot` on in which the record has an end."""
-    ended = Response.objects.filter(completed_at__gte=slot_start(slot)).order_by("completed_at")
-    first = ended.values_list("completed_at", flat=True).first()
-    return None if first is None else slot_of(first)
+def _standing(cursor: CursorWrapper) -> tuple[int | None, int | None]:
+    """`rolled_to`, and the first slot that is marked."""
+    cursor.execute(_STANDING)
+    newest, stale = cursor.fetchone()
+    return None if newest is None else newest + 1, stale
+
+
+def next_used(slot: int) -> int | None:
+    """The first slot from `slot` on that has something to count, of the record or of deleted sessions."""
+    with connection.cursor() as cursor:
+        return _next_used(cursor, slot)
+
+
+def _next_used(cursor: CursorWrapper, slot: int) -> int | None:
+    start = connection.ops.adapt_datetimefield_value(slot_start(slot))
+    cursor.execute(_USED.format(slot=_SLOT_OF_TIME[connection.vendor]), [slot, start])
+    return min((found for found in cursor.fetchone() if found is not None), default=None)
 
 
 def roll_next(now: datetime) -> int | None:
-    """Roll the next slot that is due, in a transaction of its own, and return it; null where none is.
+    """Roll the next slots that are due, in a transaction of some milliseconds; return the last of them.
 
     Blocks. To be called until it returns null, or the same slot again: one into which ends come late all
     the time. Where another process rolls just now, it returns null as well: that one goes on.
     """
-    # Asked before the transaction: on SQLite it takes the write lock at once.
-    if _due(now) is None:
-        return None
-    with transaction.atomic(), connection.cursor() as cursor:
-        if connection.vendor == "postgresql":
-            cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_ADVISORY_KEY])
-            if not cursor.fetchone()[0]:
-                return None
-        slot = _due(now)
-        if slot is None:
+    rolled, started = None, time.monotonic()
+    with connection.cursor() as cursor:
+        # Asked before the transaction: on SQLite it takes the write lock at once.
+        if _due(cursor, now) is None:
             return None
-        _roll(cursor, slot)
-        return slot
+        with transaction.atomic():
+            if connection.vendor == "postgresql":
+                cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_ADVISORY_KEY])
+                if not cursor.fetchone()[0]:
+                    return None
+            while (slot := _due(cursor, now)) is not None:
+                _roll(cursor, slot)
+                rolled = slot
+                if time.monotonic() - started > _LONGEST_TRANSACTION_S:
+                    break
+    return rolled
 
 
-def _due(now: datetime) -> int | None:
-    border = rolled_to()
-    if border is not None:
-        marks = UsageSlot.objects.filter(dim="stale", slot__lt=border)
-        stale = marks.aggregate(Min("slot"))["slot__min"]
-        if stale is not None:
-            return int(stale)
-    slot = _next_used(border or 0)
+def _due(cursor: CursorWrapper, now: datetime) -> int | None:
+    border, stale = _standing(cursor)
+    # A mark on what was never rolled would leave a gap behind it.
+    if border is not None and stale is not None and stale < border:
+        return stale
+    slot = _next_used(cursor, border or 0)
     return slot if slot is not None and slot < slot_of(now - _GRACE) else None
-
-
-def _next_used(slot: int) -> int | None:
-    """The first slot from `slot` on that has something to count."""
-    deleted = UsageSlot.objects.filter(dim="-total", slot__gte=slot).aggregate(Min("slot"))
-    found = (deleted["slot__min"], first_ended(slot))
-    return min((one for one in found if one is not None), default=None)
 
 
 def _roll(cursor: CursorWrapper, slot: int) -> None:
@@ -241,43 +306,108 @@ def _roll(cursor: CursorWrapper, slot: int) -> None:
     # First: on PostgreSQL it waits for an end that is being written late, so that it is counted.
     cursor.execute("DELETE FROM requests_app_usageslot WHERE dim = 'stale' AND slot = %s", [slot])
     cells = _count(cursor, slot, slot + 1)
-    for statement in _DELETE:
-        cursor.execute(statement, [slot])
-    _insert(cursor, cells)
+    changes = cells.minus(_read(cursor, slot))
+    if not changes.usage and not changes.latency:
+        return
+    _delete(cursor, "", slot)
+    _write(cursor, cells)
+    for prefix, size in CELLS.items():
+        if prefix:
+            _add(cursor, changes, prefix, size)
 
 
-def _insert(cursor: CursorWrapper, cells: Cells) -> None:
-    for statement, rows in (
-        (_INSERT_USAGE, cells.usage_rows()),
-        (_INSERT_LATENCY, cells.latency_rows()),
-    ):
-        if rows:
-            cursor.executemany(statement, rows)
+def _read(cursor: CursorWrapper, slot: int) -> Cells:
+    cells = Cells()
+    cursor.execute(_READ_USAGE, [*_USAGE_DIMS, slot])
+    for dim, _, ref, status, *sums in cursor.fetchall():
+        cells.add_usage((dim, slot, ref, status), sums)
+    cursor.execute(_READ_LATENCY, [*_LATENCY_DIMS, slot])
+    for dim, metric, _, ref, bucket, n in cursor.fetchall():
+        cells.latency[dim, metric, slot, ref, bucket] = n
+    return cells
+
+
+def _delete(cursor: CursorWrapper, prefix: str, slot: int) -> None:
+    cursor.execute(_DELETE_USAGE, [*(prefix + dim for dim in _USAGE_DIMS), slot])
+    cursor.execute(_DELETE_LATENCY, [*(prefix + dim for dim in _LATENCY_DIMS), slot])
+
+
+def _write(cursor: CursorWrapper, cells: Cells) -> None:
+    if cells.usage:
+        cursor.executemany(_INSERT_USAGE, cells.usage_rows())
+    if cells.latency:
+        cursor.executemany(_INSERT_LATENCY, cells.latency_rows())
+
+
+def _add(cursor: CursorWrapper, cells: Cells, prefix: str, size: int = 1) -> None:
+    if cells.usage:
+        cursor.executemany(_INSERT_USAGE + _ADD_USAGE, cells.usage_rows(prefix, size))
+    if cells.latency:
+        cursor.executemany(_INSERT_LATENCY + _ADD_LATENCY, cells.latency_rows(prefix, size))
 
 
 def rebuild(start: int, end: int, now: datetime) -> Iterator[int]:
     """Roll all slots of a range that have ended anew, yielding each when it is committed.
 
-    What the record has no rows for stays as it is. The range is extended to where rolling stands, so that no
-    gap is left behind it. Safe while the gateway serves; may be ended after any slot.
+    What there is nothing to count for stays as it is. The range is extended to where rolling stands, so that
+    no gap is left behind it. Safe while the gateway serves; may be ended after any slot. Rests after each
+    transaction as long as it took, so that on SQLite others come to write.
     """
     end = min(end, slot_of(now - _GRACE))
     border = rolled_to()
     position = min(start, 0 if border is None else border)
-    while (slot := _rebuild_next(position, end)) is not None:
-        yield slot
-        position = slot + 1
+    day: int | None = None
+    while slots := _rebuild_some(position, end):
+        for slot in slots:
+            first = slot - slot % CELLS["d"]
+            if day is not None and day != first:
+                _rebuild_day(day)
+            day = first
+            yield slot
+        position = slots[-1] + 1
+    if day is not None:
+        _rebuild_day(day)
 
 
-def _rebuild_next(position: int, end: int) -> int | None:
+@contextmanager
+def _in_turn() -> Iterator[CursorWrapper]:
+    started = time.monotonic()
     with transaction.atomic(), connection.cursor() as cursor:
-        slot = _next_used(position)
-        if slot is None or slot >= end:
-            return None
         if connection.vendor == "postgresql":
             cursor.execute("SELECT pg_advisory_xact_lock(%s)", [_ADVISORY_KEY])
-        _roll(cursor, slot)
-        return slot
+        yield cursor
+    time.sleep(time.monotonic() - started)
+
+
+def _rebuild_some(position: int, end: int) -> list[int]:
+    slots: list[int] = []
+    started = time.monotonic()
+    with _in_turn() as cursor:
+        while (slot := _next_used(cursor, position)) is not None and slot < end:
+            _roll(cursor, slot)
+            slots.append(slot)
+            position = slot + 1
+            if time.monotonic() - started > _LONGEST_TRANSACTION_S:
+                break
+    return slots
+
+
+def _rebuild_day(day: int) -> None:
+    """Add the hours and the day up anew: rolls keep them right, but mend nothing in them."""
+    for hour in range(day, day + CELLS["d"], CELLS["h"]):
+        with _in_turn() as cursor:
+            _merge(cursor, "", "h", hour)
+    with _in_turn() as cursor:
+        _merge(cursor, "h", "d", day)
+
+
+def _merge(cursor: CursorWrapper, smaller: str, larger: str, slot: int) -> None:
+    _delete(cursor, larger, slot)
+    span = (slot, slot + CELLS[larger])
+    for dim in _USAGE_DIMS:
+        cursor.execute(_MERGE_USAGE, [larger + dim, slot, smaller + dim, *span])
+    for dim in _LATENCY_DIMS:
+        cursor.execute(_MERGE_LATENCY, [larger + dim, slot, smaller + dim, *span])
 
 
 # What comes late, and what goes.
@@ -320,10 +450,4 @@ def keep_counts(cursor: CursorWrapper, session_id: str) -> None:
     Within the transaction of the deletion, the session being locked.
     """
     cursor.execute(_record("r.session_id = %s AND r.completed_at IS NOT NULL"), [session_id])
-    cells = _cells(cursor.fetchall())
-    for statement, rows in (
-        (_INSERT_USAGE + _ADD_USAGE, cells.usage_rows("-")),
-        (_INSERT_LATENCY + _ADD_LATENCY, cells.latency_rows("-")),
-    ):
-        if rows:
-            cursor.executemany(statement, rows)
+    _add(cursor, _cells(cursor.fetchall()), "-")

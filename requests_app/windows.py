@@ -125,7 +125,8 @@ class Grid:
         """
         self.window = window
         self._interval = interval
-        self.slots = _SLOTS_PER[interval] if interval else _LAST_SLOT + SLOTS_PER_DAY
+        # Of the whole window: beyond any slot, and a multiple of all others.
+        self.slots = _SLOTS_PER[interval] if interval else SLOTS_PER_DAY * 2**22
         if interval and len(window) > MAX_POINTS * self.slots:
             raise TooManyPoints
         # Slots and the whole window are the same in every zone.

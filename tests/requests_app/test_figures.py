@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from requests_app import rollups
 from requests_app.deletion import delete_session_rows
 from requests_app.figures import GROUPS, MIN_SAMPLES, NotOfKey, Reader, names_of
 from requests_app.models import LatencySlot, Response, UsageSlot
@@ -78,6 +79,29 @@ def test_days_are_those_of_the_zone(zone):
     assert {day: n for day, n in shown.items() if n} == dict(days)
 
 
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Shanghai", "Asia/Kathmandu"])
+def test_windows_of_any_borders_are_the_same_by_slots_hours_and_days(zone):
+    zone = ZoneInfo(zone)
+    make_random(8, 200, NOW - 4 * DAY, 4 * DAY)
+    roll_all(NOW)
+    rows, reader = ended_rows(), Reader(NOW)
+    end = slot_of(NOW)
+    for window in (
+        Window(end - 96 * 4, end),
+        Window(end - 96 * 3 - 7, end - 96 - 2),
+        Window(end - 9, end - 1),
+        Window(end - 96 * 2, end + 96),
+    ):
+        start, stop = bounds(window)
+        assert seen(reader.totals(window)) == expected(rows, start, stop).get("", Counter())
+        ttft = sum(row.ttft_ms is not None for row in rows if start <= row.completed_at < stop)
+        assert reader.latency(window, "ttft").samples == ttft
+        for interval in ("hour", "day"):
+            for point in reader.series(window, interval, zone):
+                shown = expected(rows, point.start, point.end).get("", Counter())
+                assert seen(point.counts) == shown
+
+
 def test_lines_have_no_gaps():
     make_ended([make_session()], [NOW - 5 * DAY, NOW])
     points = Reader(NOW).series(Window.last(7 * DAY, NOW), "hour", UTC)
@@ -127,7 +151,8 @@ def test_nothing_recorded():
     assert not reader.is_behind
 
 
-def test_how_far_figures_go_where_rolling_is_behind():
+def test_how_far_figures_go_where_rolling_is_behind(monkeypatch):
+    monkeypatch.setattr(rollups, "_LONGEST_TRANSACTION_S", 0)
     session = make_session()
     make_ended([session], [NOW - timedelta(hours=n) for n in (8, 7, 6, 5, 1)])
     for _ in range(2):

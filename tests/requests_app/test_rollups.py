@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -51,10 +52,35 @@ def table():
     return sorted(usage), sorted(latency)
 
 
-def rolled_table():
-    """What readers see: without what is kept of deleted sessions."""
-    usage, latency = table()
-    return [row for row in usage if row[0][0] != "-"], [row for row in latency if row[0][0] != "-"]
+def slots():
+    """The slots themselves, without what is kept of deleted sessions."""
+    return tuple([row for row in rows if row[0] in rollups._USAGE_DIMS] for rows in table())
+
+
+def assert_larger_cells_add_up():
+    for rows, key in zip(table(), (slice(1, 4), slice(1, 5)), strict=True):
+        for prefix, size in (("h", 4), ("d", 96)):
+            expected, found = Counter(), Counter()
+            for row in rows:
+                place = list(row[key])
+                # The slot comes second in the one table, third in the other.
+                at = 0 if len(row) == 8 else 1
+                place[at] -= place[at] % size
+                if row[0] in rollups._USAGE_DIMS:
+                    expected[(row[0], *place)] += row[-4 if len(row) == 8 else -1]
+                elif row[0][0] == prefix:
+                    found[(row[0][1:], *place)] += row[-4 if len(row) == 8 else -1]
+            assert +found == +expected
+
+
+def counted(start, end):
+    cells = count(start, end)
+    return cells.usage_rows(), cells.latency_rows()
+
+
+@pytest.fixture(autouse=True)
+def _each_slot_in_its_own_transaction(monkeypatch):
+    monkeypatch.setattr(rollups, "_LONGEST_TRANSACTION_S", 0)
 
 
 def requests_in(slot):
@@ -74,8 +100,8 @@ def test_what_is_rolled_is_what_was_recorded():
     rolled = roll_all()
     assert rolled == sorted(set(rolled))
     end = slot_of(NOW)
-    cells = count(0, end)
-    assert table() == (cells.usage_rows(), cells.latency_rows())
+    assert slots() == counted(0, end)
+    assert_larger_cells_add_up()
     totals = UsageSlot.objects.filter(dim="total").values_list("n", flat=True)
     ended = Response.objects.filter(completed_at__lt=slot_start(end))
     assert sum(totals) == ended.count() > 200
@@ -119,21 +145,21 @@ def test_an_answer_counts_where_it_ended():
 @pytest.mark.parametrize("fails_at", range(0, 12, 3))
 def test_a_crash_between_or_within_slots_loses_and_doubles_nothing(monkeypatch, fails_at):
     make_random(3, 150, NOW - timedelta(hours=3), timedelta(hours=3))
-    real, calls = rollups._insert, []
+    real, calls = rollups._write, []
 
-    def insert(cursor, cells):
+    def write(cursor, cells):
         calls.append(cells)
         real(cursor, cells)
         if len(calls) == fails_at + 1:
             raise Error("the plug was pulled")
 
-    monkeypatch.setattr(rollups, "_insert", insert)
+    monkeypatch.setattr(rollups, "_write", write)
     with pytest.raises(Error):
         roll_all()
-    assert len(set(UsageSlot.objects.values_list("slot", flat=True))) == fails_at
+    assert len({row[1] for row in slots()[0]}) == fails_at
     roll_all()
-    cells = count(0, slot_of(NOW))
-    assert table() == (cells.usage_rows(), cells.latency_rows())
+    assert slots() == counted(0, slot_of(NOW))
+    assert_larger_cells_add_up()
 
 
 def test_an_end_that_is_written_late_is_counted():
@@ -145,7 +171,17 @@ def test_an_end_that_is_written_late_is_counted():
     assert requests_in(slot_of(old)) == 1
     assert roll_all() == [slot_of(old)]
     assert requests_in(slot_of(old)) == 2
+    assert_larger_cells_add_up()
     assert not UsageSlot.objects.filter(dim="stale").exists()
+
+
+def test_slots_of_little_share_a_transaction(monkeypatch):
+    monkeypatch.setattr(rollups, "_LONGEST_TRANSACTION_S", 60)
+    moments = [NOW - QUARTER * n for n in (9, 5, 2)]
+    make_ended([make_session()], moments)
+    assert roll_next(NOW) == slot_of(moments[-1])
+    assert roll_next(NOW) is None
+    assert list(rebuild(0, slot_of(NOW), NOW)) == [slot_of(moment) for moment in moments]
 
 
 def test_an_end_in_time_leaves_no_mark():
@@ -191,17 +227,15 @@ def test_what_a_process_with_a_slow_clock_ended_is_counted_by_its_next_round():
 def test_deleted_sessions_stay_counted():
     responses = make_random(4, 200, NOW - timedelta(hours=4), timedelta(hours=4))
     roll_all()
-    before = rolled_table()
-    cells = count(0, slot_of(NOW) + 1)
+    before, cells = slots(), counted(0, slot_of(NOW) + 1)
     for session_id in {response.session_id for response in responses[:2]}:
         assert delete_session_rows(session_id, None)
-    assert rolled_table() == before
+    assert slots() == before
     assert Response.objects.count() < 100
-    again = count(0, slot_of(NOW) + 1)
-    assert again.usage_rows() == cells.usage_rows()
-    assert again.latency_rows() == cells.latency_rows()
+    assert counted(0, slot_of(NOW) + 1) == cells
     list(rebuild(0, slot_of(NOW), NOW))
-    assert rolled_table() == before
+    assert slots() == before
+    assert_larger_cells_add_up()
 
 
 def test_a_session_that_is_deleted_before_its_slot_is_rolled_is_counted():
@@ -227,7 +261,9 @@ def test_rebuilding_gives_what_filling_gave():
     before = table()
     UsageSlot.objects.all().delete()
     LatencySlot.objects.all().delete()
-    assert list(rebuild(0, 2**31, NOW)) == sorted({row[1] for row in before[0]})
+    assert list(rebuild(0, 2**31, NOW)) == sorted(
+        {row[1] for row in before[0] if row[0] == "total"}
+    )
     assert table() == before
 
 
@@ -235,8 +271,18 @@ def test_rebuilding_a_part_leaves_no_gap_before_it():
     make_random(6, 60, NOW - timedelta(hours=6), timedelta(hours=6))
     rebuilt = list(rebuild(slot_of(NOW - timedelta(hours=1)), slot_of(NOW), NOW))
     assert rebuilt[0] == slot_of(Response.objects.earliest("completed_at").completed_at)
-    cells = count(0, slot_of(NOW))
-    assert table()[0] == cells.usage_rows()
+    assert slots() == counted(0, slot_of(NOW))
+
+
+def test_rebuilding_mends_hours_and_days():
+    make_random(12, 60, NOW - timedelta(hours=20), timedelta(hours=20))
+    roll_all()
+    before = table()
+    for model in (UsageSlot, LatencySlot):
+        model.objects.filter(dim__in=("htotal", "dmodel")).update(n=99)
+        model.objects.filter(dim__in=("hmodel", "dtotal")).delete()
+    list(rebuild(0, slot_of(NOW), NOW))
+    assert table() == before
 
 
 def test_rebuilding_mends_what_is_wrong_in_its_range_alone():
@@ -257,7 +303,8 @@ def test_a_rebuild_that_is_ended_keeps_what_it_did():
     rebuilding.close()
     assert rolled_to() == done[-1] + 1
     roll_all()
-    assert table()[0] == count(0, slot_of(NOW)).usage_rows()
+    assert slots() == counted(0, slot_of(NOW))
+    assert_larger_cells_add_up()
 
 
 def test_nothing_to_do_costs_few_reads_and_no_lock(django_assert_max_num_queries):
@@ -315,12 +362,12 @@ class TestConcurrently:
         outcomes = self.at_once(roll_all, roll_all, rebuild_all)
         assert not [outcome for outcome in outcomes if isinstance(outcome, Error)]
         roll_all()
-        cells = count(0, slot_of(NOW))
-        assert table() == (cells.usage_rows(), cells.latency_rows())
+        assert slots() == counted(0, slot_of(NOW))
+        assert_larger_cells_add_up()
 
     def test_sessions_are_deleted_while_slots_are_rolled(self):
         responses = make_random(9, 300, NOW - timedelta(hours=3), timedelta(hours=3))
-        cells = count(0, slot_of(NOW))
+        cells = counted(0, slot_of(NOW))
         sessions = sorted({response.session_id for response in responses})
 
         def delete(session_id):
@@ -333,7 +380,8 @@ class TestConcurrently:
         assert outcomes[1:] == [True] * len(sessions)
         assert not isinstance(outcomes[0], Error)
         assert not Response.objects.exists()
-        assert rolled_table() == (cells.usage_rows(), cells.latency_rows())
+        assert slots() == cells
+        assert_larger_cells_add_up()
 
     def test_a_roll_waits_for_an_end_that_is_being_written_late(self):
         if connection.vendor != "postgresql":

@@ -14,7 +14,6 @@ from requests_app.rollups import rebuild
 from requests_app.windows import SLOT, Window, read_moment, slot_start
 
 _BAR_CHARS = 30
-_SHORTEST_PAUSE_S = 0.002
 
 
 class Command(BaseCommand):
@@ -34,16 +33,12 @@ class Command(BaseCommand):
         began, slots, next_start = time.monotonic(), 0, start
         window = Window.between(start, end)
         try:
-            paused = began
             for slot in rebuild(window.start, window.end, now):
                 slots += 1
                 if slots == 1:
                     start = max(start, slot_start(slot))
                 next_start = slot_start(slot) + SLOT
                 self._show(start, next_start, min(end, now))
-                # On SQLite the gateway's writer waits for its lock meanwhile.
-                time.sleep(max(time.monotonic() - paused, _SHORTEST_PAUSE_S))
-                paused = time.monotonic()
         except KeyboardInterrupt:
             raise CommandError(
                 _resume("Interrupted", next_start, options), returncode=130
@@ -72,7 +67,9 @@ class Command(BaseCommand):
         share = min((done - start) / (end - start), 1.0) if end > start else 1.0
         filled = round(share * _BAR_CHARS)
         bar = "█" * filled + "░" * (_BAR_CHARS - filled)
-        self.stderr.write(f"\r{bar} {share:4.0%}  {done:%Y-%m-%d %H:%M} UTC", style_func=str, ending="")
+        self.stderr.write(
+            f"\r{bar} {share:4.0%}  {done:%Y-%m-%d %H:%M} UTC", style_func=str, ending=""
+        )
         self.stderr.flush()
 
 
