@@ -277,20 +277,21 @@ def claim_renewal(account_id: int, *, unchanged_since: datetime) -> bool:
 
 
 def store_renewed(account_id: int, before: Secrets, cookies: Mapping[str, str]) -> bool:
-    """Put a renewed session's cookies in; false where other secrets were stored meanwhile. Blocks."""
+    """Put a renewed session's cookies in; false where another session was stored meanwhile. Blocks."""
     with transaction.atomic():
         account = UpstreamAccount.objects.select_for_update().filter(pk=account_id).first()
         try:
-            # Not the ciphertexts: another encryption key makes no other session.
-            is_same = account is not None and get_secrets(account) == before
+            stored = {} if account is None else get_secrets(account)
         except encryption.EncryptionError:
-            is_same = False
-        if account is None or not is_same:
+            stored = {}
+        # The rest of it may have been edited: without its new tokens the session would be lost.
+        token = session_tokens.refresh_token(before)
+        if account is None or not token or session_tokens.refresh_token(stored) != token:
             return False
         if account.state == "expired":
             _make_ready(account)
         # A quota or a challenge does not end with the token.
-        _put_secrets(account, session_tokens.renewed(before, cookies))
+        _put_secrets(account, session_tokens.renewed(stored, cookies))
     return True
 
 

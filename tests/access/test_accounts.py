@@ -304,6 +304,18 @@ def test_a_renewed_session_never_replaces_one_that_was_pasted_meanwhile():
     assert "pasted" in accounts.load_account(account.pk).secrets["cookies"]
 
 
+def test_a_renewed_session_is_not_lost_where_the_rest_was_edited_meanwhile():
+    account = long_ago()
+    before = accounts.load_account(account.pk).secrets
+    accounts.set_secrets(account, {**before, "user_agent": "edited"})
+    new = {"token": "new", "refresh_token": "next"}
+    assert accounts.store_renewed(account.pk, before, new) is True
+    assert accounts.load_account(account.pk).secrets == {
+        "cookies": "token=new; refresh_token=next",
+        "user_agent": "edited",
+    }
+
+
 @pytest.mark.parametrize(
     ("state", "after"), [("expired", "ready"), ("cooling", "cooling"), ("challenged", "challenged")]
 )
