@@ -73,6 +73,8 @@ _REFUSED_CODES = {
     "invalidparameter",
 }
 # Where servers put a model's id and window in their list.
+# A code goes to clients and is recorded where no content is: what else stands there is none.
+_CODE = re.compile(r"[A-Za-z][\w.-]{0,63}", re.ASCII)
 _ID_FIELDS = ("id", "name", "model")
 _CONTEXT_FIELDS = ("max_model_len", "context_length", "max_context_length", "context_window")
 
@@ -328,7 +330,7 @@ def _map_error(error: StreamError, status: int | None, account_name: str) -> Ups
         return UpstreamRefused(
             error.message,
             param=_param(error.raw),
-            code=error.code if error.code and not error.code.isdecimal() else None,
+            code=error.code if error.code and _CODE.fullmatch(error.code) else None,
             status=404 if status == 404 else 400,
             upstream_status=status,
         )

@@ -102,11 +102,14 @@ def test_a_key_may_keep_no_content_and_conversations_go_on(
     assert running.http.get("/v1/sessions").status_code == 200
 
 
+@pytest.mark.parametrize(
+    "more", [pytest.param({}, id="message"), pytest.param({"code": f"bad {PLANTED}"}, id="code")]
+)
 def test_a_failure_that_quotes_the_prompt_keeps_its_code_alone(
-    no_content, serve_upstream, open_gateway
+    more, no_content, serve_upstream, open_gateway
 ):
     upstream = serve_upstream("openai_compatible")
-    upstream.enqueue(Reply(body={"error": {"message": f"bad {PLANTED}"}}, status=400))
+    upstream.enqueue(Reply(body={"error": {"message": f"bad {PLANTED}", **more}}, status=400))
     running = open_gateway(UPSTREAM_RETRIES=0)
     answer = running.ask(upstream.model)
     assert PLANTED in answer.text
