@@ -49,7 +49,10 @@ class JSONFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": settings.REDACTION.text(record.getMessage()),
-            **dict(_extras(record)),
+            **{
+                name: settings.REDACTION.text(value) if isinstance(value, str) else value
+                for name, value in _extras(record)
+            },
         }
         if record.exc_info:
             line["exception"] = settings.REDACTION.text(self.formatException(record.exc_info))

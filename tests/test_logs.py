@@ -44,6 +44,7 @@ def test_json_lines_are_one_object_each(record):
 def test_rules_hold_for_log_lines(record, settings):
     settings.REDACTION = compile_rules(["@email"])
     record.args = ("no mailbox ann@example.org",)
+    record.path = "/?q=ann@example.org"
     assert "no mailbox [redacted]" in TextFormatter().format(record)
     try:
         raise ValueError("ann@example.org")
