@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +22,7 @@ from qwenproxy.schema.refusals import Refused
 _LARGE_WAL_BYTES = 16 * 2**20
 # An index or a table was not to be had within lock_timeout, or two waited for each other.
 _CONFLICTS = ("55P03", "40P01")
+_BUSY_S, _POLL_S = 20, 0.05
 
 
 def ensure_open(connection: BaseDatabaseWrapper) -> None:
@@ -27,11 +30,23 @@ def ensure_open(connection: BaseDatabaseWrapper) -> None:
     Raises:
         Refused: there is no database, no right to it, or no server.
     """
-    try:
-        connection.ensure_connection()
-    except django.db.OperationalError as exc:
-        reason = " ".join(str(exc).split())
-        raise Refused(f"The database cannot be opened: {reason}. Nothing was changed.") from exc
+    ends = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            connection.ensure_connection()
+            return
+        except django.db.OperationalError as exc:
+            # A new file is put into WAL mode by the first connection; SQLite lets none wait for that.
+            if not _is_busy(exc) or time.monotonic() > ends:
+                reason = " ".join(str(exc).split())
+                message = f"The database cannot be opened: {reason}. Nothing was changed."
+                raise Refused(message) from exc
+        time.sleep(_POLL_S)
+
+
+def _is_busy(error: django.db.OperationalError) -> bool:
+    code = getattr(error.__cause__, "sqlite_errorcode", 0)
+    return code & 0xFF == sqlite3.SQLITE_BUSY
 
 
 @contextmanager
