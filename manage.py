@@ -3,12 +3,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
 
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "qwenproxy.settings")
+    if os.environ.get("NO_COLOR"):
+        # Django has a name of its own for what others call so.
+        os.environ.setdefault("DJANGO_COLORS", "nocolor")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A C locale cannot show every name; that is no reason to fail.
+            stream.reconfigure(errors="backslashreplace")
     try:
         # Here, so that a missing Django is named with its cure.
         from django.core.exceptions import ImproperlyConfigured

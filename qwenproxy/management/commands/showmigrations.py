@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Any
 
-import orjson
 from django.core.management.base import CommandParser
 from django.core.management.commands import showmigrations
 from django.db import connections
@@ -53,7 +54,7 @@ class Command(showmigrations.Command):
                 return
             document = report.build(connection)
         if options["json"]:
-            self.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+            self.stdout.write(json.dumps(document, indent=2))
         elif options["status"] or options["deps"]:
             self._show(document, options["app_label"], deps=options["deps"])
         if options["check"]:
@@ -65,8 +66,8 @@ class Command(showmigrations.Command):
         refuse_ahead(now, connection.alias)
         found = verify.differences(connection)
         if is_json:
-            document = {"version": 1, "differences": found}
-            self.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+            document = {"version": 1, "differences": [asdict(one) for one in found]}
+            self.stdout.write(json.dumps(document, indent=2))
         else:
             for one in found:
                 self.stdout.write(f"{one.table}: {one.what}".removeprefix(": "), self.style.ERROR)
