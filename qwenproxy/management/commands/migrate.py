@@ -6,7 +6,6 @@ Django's flags and output stay as they are; what is ours goes to stderr.
 from __future__ import annotations
 
 import json
-import json
 from typing import Any, cast
 
 from django.conf import settings
