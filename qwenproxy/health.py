@@ -15,8 +15,8 @@ from qwenproxy import __version__, metrics
 from qwenproxy.access.auth import authenticate
 from qwenproxy.database import run_in_db
 from qwenproxy.errors import GatewayError
-from qwenproxy.schema.state import SchemaState, read_state
-from qwenproxy.schema.status import read_figures
+from qwenproxy.schema.state import SchemaState
+from qwenproxy.schema.status import read_figures, read_standing
 from qwenproxy.wire import json
 from qwenproxy.wire.json import JSONObject
 
@@ -41,8 +41,7 @@ async def alive(request: LeanRequest) -> HttpResponse:
 
 async def ready(request: LeanRequest) -> HttpResponse:
     """200, or 503 with what is not ready: serving, recording, schema."""
-    checks = await _checks(request.gateway)
-    return _report(checks, {})
+    return await _report(request.gateway, {})
 
 
 async def detailed(request: LeanRequest) -> HttpResponse:
@@ -56,7 +55,7 @@ async def detailed(request: LeanRequest) -> HttpResponse:
         "recorder_queue": gateway.recorder.queued if gateway else 0,
         "unrecorded": gateway.recorder.unrecorded if gateway else 0,
     }
-    return _report(await _checks(gateway), figures)
+    return await _report(gateway, figures)
 
 
 async def show_metrics(request: LeanRequest) -> HttpResponse:
@@ -91,17 +90,6 @@ async def _measure_schema() -> None:
         gauge.set(math.nan if value is None else value)
 
 
-async def _checks(gateway: Gateway | None) -> dict[str, str]:
-    """Each part and "ok", or what is wrong with it."""
-    if gateway is None:
-        return {"serving": "starting", "schema": await _check_schema()}
-    return {
-        "serving": "draining" if gateway.draining else "ok",
-        "recording": await _check_recording(gateway),
-        "schema": await _check_schema(),
-    }
-
-
 async def _check_recording(gateway: Gateway) -> str:
     try:
         async with asyncio.timeout(_CHECK_TIMEOUT_S):
@@ -113,15 +101,16 @@ async def _check_recording(gateway: Gateway) -> str:
     return "ok"
 
 
-async def _check_schema() -> str:
+async def _check_schema() -> tuple[str, int, str]:
+    """The state in a word, how many migrations wait, and "ok" or what is wrong."""
     try:
         async with asyncio.timeout(_CHECK_TIMEOUT_S):
-            state = await run_in_db(read_state)
+            word, state = await run_in_db(read_standing)
     except TimeoutError:
-        return f"no answer within {_CHECK_TIMEOUT_S:g} s"
+        return "db_down", 0, f"no answer within {_CHECK_TIMEOUT_S:g} s"
     except DatabaseError as exc:
-        return f"the database does not answer: {type(exc).__name__}"
-    return schema_problem(state) or "ok"
+        return "db_down", 0, f"the database does not answer: {type(exc).__name__}"
+    return word, len(state.pending), schema_problem(state) or "ok"
 
 
 def schema_problem(state: SchemaState) -> str:
@@ -131,9 +120,16 @@ def schema_problem(state: SchemaState) -> str:
     return f"pending migrations: {len(state.pending)}" if state.pending else ""
 
 
-def _report(checks: dict[str, str], figures: JSONObject) -> HttpResponse:
+async def _report(gateway: Gateway | None, figures: JSONObject) -> HttpResponse:
+    """Each part with "ok", or what is wrong with it; the status is the schema's where that is it."""
+    word, pending, schema = await _check_schema()
+    checks = {"serving": "starting", "schema": schema}
+    if gateway is not None:
+        checks["serving"] = "draining" if gateway.draining else "ok"
+        checks["recording"] = await _check_recording(gateway)
     is_ready = all(state == "ok" for state in checks.values())
-    body: JSONObject = {"status": "ready" if is_ready else "not_ready", "checks": {**checks}}
+    status = word if is_ready or word != "ready" else "not_ready"
+    body: JSONObject = {"status": status, "pending": pending, "checks": {**checks}}
     return _json({**body, **figures}, status=200 if is_ready else 503)
 
 

@@ -56,7 +56,7 @@ def test_waiting_migrations(admin_client):
     MigrationRecorder(connection).record_unapplied("sessions_app", "0002_session_user_id")
     text = text_of(admin_client, "/admin/migrations/")
     assert "1 migration not applied." in text
-    assert "1 waiting" in text
+    assert "1 pending" in text
     text = text_of(admin_client, "/admin/")
     assert "1 migration not applied." in text
     assert reverse("admin:migrations") in text
@@ -79,7 +79,7 @@ def test_they_touch_no_table_of_ours_while_migrations_wait(admin_client, url, mo
 
     def refuse(execute, sql, params, many, context):
         # The plan tells sizes, of the tables that it finds.
-        if sql.startswith("SELECT max(rowid) FROM"):
+        if "rowid" in sql or "qwenproxy_sample" in sql:
             return execute(sql, params, many, context)
         for table in ("access_", "sessions_app_", "requests_app_"):
             assert f'"{table}' not in sql

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 
 from tests.proxy.conftest import HELLO, wait_until
 
@@ -41,6 +41,7 @@ def test_ready_says_what_it_looked_at(anonymous):
     assert answer.status_code == 200
     assert answer.json() == {
         "status": "ready",
+        "pending": 0,
         "checks": {"serving": "ok", "recording": "ok", "schema": "ok"},
     }
 
@@ -54,12 +55,13 @@ def test_not_ready_while_it_drains(gateway, anonymous):
 
 
 @pytest.mark.parametrize(
-    ("statement", "undo", "said"),
+    ("statement", "undo", "status", "said"),
     [
         pytest.param(
             "DELETE FROM django_migrations WHERE app = 'requests_app' AND name = '0001_initial'",
             "INSERT INTO django_migrations (app, name, applied) "
             "VALUES ('requests_app', '0001_initial', CURRENT_TIMESTAMP)",
+            "pending",
             "pending migrations: 1",
             id="pending",
         ),
@@ -67,12 +69,13 @@ def test_not_ready_while_it_drains(gateway, anonymous):
             "INSERT INTO django_migrations (app, name, applied) "
             "VALUES ('requests_app', '9999_future', CURRENT_TIMESTAMP)",
             "DELETE FROM django_migrations WHERE name = '9999_future'",
+            "ahead",
             "the database is ahead of this version",
             id="ahead",
         ),
     ],
 )
-def test_not_ready_where_the_schema_does_not_fit(anonymous, statement, undo, said):
+def test_not_ready_where_the_schema_does_not_fit(anonymous, statement, undo, status, said):
     with connection.cursor() as cursor:
         cursor.execute(statement)
         try:
@@ -80,9 +83,22 @@ def test_not_ready_where_the_schema_does_not_fit(anonymous, statement, undo, sai
         finally:
             cursor.execute(undo)
     assert answer.status_code == 503
-    assert answer.json()["status"] == "not_ready"
+    assert answer.json()["status"] == status
+    assert answer.json()["pending"] == (status == "pending")
     assert answer.json()["checks"]["schema"] == said
     assert anonymous.get("/readyz").status_code == 200
+
+
+def test_a_database_that_does_not_answer_is_told(anonymous, monkeypatch):
+    from qwenproxy import health
+
+    def fail():
+        raise OperationalError("gone")
+
+    monkeypatch.setattr(health, "read_standing", fail)
+    answer = anonymous.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["status"] == "db_down"
 
 
 def test_not_ready_where_nothing_can_be_recorded(gateway, anonymous, monkeypatch):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
 from django.contrib.admin import ShowFacets
+from django.db import Error as DatabaseError
 from django.db import connection
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
@@ -29,6 +31,7 @@ class MigrationEventAdmin(ModelAdmin):
     list_display = ("time", "result", "migration", "took", "who", "of_run")
     list_display_links = ("time", "migration")
     list_filter = ("action", "status", "source", "app")
+    date_hierarchy = "at"
     search_fields = ("app", "name", "actor", "host", "error")
     search_help_text = "An app, a migration, a person, a host, or words of an error."
     ordering = ("-id",)
@@ -39,7 +42,9 @@ class MigrationEventAdmin(ModelAdmin):
 
     @admin.display(description="time (UTC)")
     def time(self, event: MigrationEvent) -> str:
-        return event.at.strftime("%Y-%m-%d %H:%M")
+        # What hands have written is perhaps no time.
+        at: datetime | None = event.at
+        return f"{at:%Y-%m-%d %H:%M}" if at else "–"
 
     @admin.display(description="result")
     def result(self, event: MigrationEvent) -> SafeString:
@@ -81,8 +86,16 @@ class MigrationEventAdmin(ModelAdmin):
     def _refer(self, request: HttpRequest) -> HttpResponse | None:
         """To the page that works without the table, or with fewer columns than this code has."""
         if len(History(connection).columns) == len(MigrationEvent._meta.concrete_fields):
-            return None
-        messages.warning(request, "The table of the history is missing, or of another version.")
+            try:
+                # SQLite keeps also what is no UUID and no JSON.
+                list(MigrationEvent.objects.values_list("run", "at", "rows"))
+            except (DatabaseError, TypeError, ValueError):
+                pass
+            else:
+                return None
+        messages.warning(
+            request, "The table of the history is missing, damaged, or of another version."
+        )
         return redirect(reverse("admin:migrations"))
 
     def has_add_permission(self, request: HttpRequest) -> bool:

@@ -18,7 +18,6 @@ from qwenproxy.database import run_in_db
 from qwenproxy.errors import SchemaNotReady
 from qwenproxy.schema import plan, report
 from qwenproxy.schema.history import History
-from qwenproxy.schema.models import MigrationEvent
 from qwenproxy.wire import json
 from qwenproxy.wire.json import JSONObject
 
@@ -36,7 +35,7 @@ async def get_status(request: HttpRequest) -> HttpResponse:
 @router.get("/plan")
 async def get_plan(request: HttpRequest) -> HttpResponse:
     """Show the SQL of all that is pending, who waits for it, and about how long."""
-    return await _answer(lambda: plan.describe(connection, plan.read_plan(connection)))
+    return await _answer(lambda: plan.describe(connection))
 
 
 @router.get("/history")
@@ -55,11 +54,7 @@ async def list_events(
 
 
 def _events(filters: dict[str, Any], limit: int) -> JSONObject:
-    columns = History(connection).columns
-    rows: list[dict[str, Any]] = []
-    if columns:
-        events = MigrationEvent.objects.filter(**filters).order_by("-id").values(*columns)
-        rows = list(events[: limit + 1])
+    rows = report.read_events(History(connection), **filters)[::-1]
     page = rows[:limit]
     has_more = len(rows) > limit
     return {
@@ -72,7 +67,8 @@ def _events(filters: dict[str, Any], limit: int) -> JSONObject:
 
 
 def _event(row: dict[str, Any]) -> JSONObject:
-    return row | {"run": str(row["run"]), "at": row["at"].isoformat()}
+    run, at = row["run"], row["at"]
+    return row | {"run": run and str(run), "at": at and at.isoformat()}
 
 
 async def _answer(read: Callable[[], JSONObject]) -> HttpResponse:

@@ -11,6 +11,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -92,32 +93,38 @@ def checksum(migration: Migration) -> str:
     path = source_of(migration)
     if path is None:
         return ""
-    digest = hashlib.sha256()
-    for part in _tokens(ast.parse(path.read_bytes())):
-        digest.update(part.encode("utf-8", "surrogatepass"))
-    return f"ast1:{digest.hexdigest()}"
+    facts = path.stat()
+    return _checksum(path, facts.st_mtime_ns, facts.st_size)
 
 
-def _tokens(node: object) -> Iterator[str]:
+# A status of 200 files that is asked for again would parse them all again.
+@lru_cache(maxsize=4096)
+def _checksum(path: Path, _mtime_ns: int, _size_bytes: int) -> str:
+    text = "".join(_tokens(ast.parse(path.read_bytes())))
+    return f"ast1:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
+def _tokens(node: object) -> list[str]:
     # Fields that are empty are left out: newer versions of Python add such ones.
     if isinstance(node, ast.AST):
-        yield f"({type(node).__name__}"
+        found = [f"({type(node).__name__}"]
         for name, value in ast.iter_fields(node):
             if isinstance(node, ast.JoinedStr):
                 # Python 3.12 has empty texts around what a format is made of, others have not.
                 value = [part for part in value if getattr(part, "value", None) != ""]
             if value is not None and value != [] and name not in ("kind", "type_comment"):
-                yield f" {name}="
-                yield from _tokens(value)
-        yield ")"
+                found.append(f" {name}=")
+                found += _tokens(value)
+        found.append(")")
     elif isinstance(node, list):
-        yield "["
+        found = ["["]
         for item in node:
-            yield from _tokens(item)
-            yield ","
-        yield "]"
+            found += _tokens(item)
+            found.append(",")
+        found.append("]")
     else:
-        yield repr(node)
+        found = [repr(node)]
+    return found
 
 
 def database_operations(operations: Iterable[Operation]) -> Iterator[Operation]:

@@ -6,11 +6,13 @@ no import of a migration. Reads only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.migrations import Migration
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.utils import OperationalError, ProgrammingError
 
@@ -32,6 +34,16 @@ class SchemaState:
     @property
     def is_clean(self) -> bool:
         return not self.pending and not self.unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a caller has read already."""
+
+    # The newest ok event of each migration.
+    newest: Mapping[MigrationName, Mapping[str, Any]]
+    # Every migration on disk, imported.
+    migrations: Mapping[MigrationName, Migration]
 
 
 def read_state(alias: str = "default") -> SchemaState:
@@ -106,10 +118,11 @@ def warn_unknown(state: SchemaState) -> str:
     )
 
 
-def held(alias: str, pending: Iterable[MigrationName]) -> list[MigrationName]:
+def held(
+    alias: str, pending: Iterable[MigrationName], known: Known | None = None
+) -> list[MigrationName]:
     """Those of `pending` that were rolled back by hand and have not been edited since."""
-    connection = connections[alias]
-    newest = History(connection).newest()
+    newest = known.newest if known else History(connections[alias]).newest()
     found = [
         name
         for name in pending
@@ -117,7 +130,7 @@ def held(alias: str, pending: Iterable[MigrationName]) -> list[MigrationName]:
     ]
     if not found:
         return []
-    migrations = files.loaded(connection)
+    migrations = known.migrations if known else files.loaded(connections[alias])
     return [
         name
         for name in found
@@ -125,13 +138,13 @@ def held(alias: str, pending: Iterable[MigrationName]) -> list[MigrationName]:
     ]
 
 
-def changed(alias: str) -> list[MigrationName]:
+def changed(alias: str, known: Known | None = None) -> list[MigrationName]:
     """Applied migrations of our own apps whose file does something else now. Reads every file."""
-    connection = connections[alias]
-    migrations = files.loaded(connection)
+    migrations = known.migrations if known else files.loaded(connections[alias])
+    newest = known.newest if known else History(connections[alias]).newest()
     return sorted(
         name
-        for name, row in History(connection).newest().items()
+        for name, row in newest.items()
         if name in migrations
         and row["action"] in APPLIED
         and row["checksum"]

@@ -7,24 +7,19 @@ the history only columns that exist are read, and what cannot be read is told as
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
 from typing import Any
 
 from django.apps import apps
-from django.db import Error as DatabaseError
 from django.db import connection
-from django.db.migrations.loader import MigrationLoader
 
-from qwenproxy.schema import backup, plan, report
+from qwenproxy.schema import plan, report
 from qwenproxy.schema.backup import Backup
-from qwenproxy.schema.files import MigrationName
 from qwenproxy.schema.history import History
-from qwenproxy.schema.locking import is_scratch
-from qwenproxy.schema.models import MigrationEvent
 from qwenproxy.schema.report import SYMBOLS
-from qwenproxy.schema.state import read_state
+from qwenproxy.schema.state import SchemaState, changed, read_state
 
 # Runs of all but the newest events are for the list of events.
 _SHOWN_EVENTS = 400
@@ -37,31 +32,20 @@ _WORDS = {
     "backup": "backup",
     "restore": "restored",
 }
-# A state that the history tells weighs more than one that names alone tell; later ones the most.
-_TOLD_STATES = ("applied", "pending", "failed", "held", "changed", "unknown")
 
 
 @dataclass(frozen=True, slots=True)
 class MigrationStatus:
     name: str
-    # applied, pending, failed, held, unknown, changed
+    # A key of `report.SYMBOLS`.
     state: str
+    is_applied: bool
     # Null where it is not applied, or not on its own but as a part of what it replaces.
     applied_at: datetime | None = None
     # What the history tells, where there is one.
     ms: int | None = None
     by: str = ""
     needs: tuple[str, ...] = ()
-    error: str = ""
-
-    @property
-    def is_applied(self) -> bool:
-        return self.state in ("applied", "changed", "unknown")
-
-    @property
-    def is_unknown(self) -> bool:
-        """It is applied and has no file: newer code has been at this database."""
-        return self.state == "unknown"
 
     @property
     def symbol(self) -> str:
@@ -79,37 +63,18 @@ class AppStatus:
         return sum(item.state == state for item in self.migrations)
 
     @property
+    def counts(self) -> list[tuple[str, str, int]]:
+        """State, symbol, and how many; the states that need somebody to look."""
+        found = [(state, symbol, self.count(state)) for state, (symbol, _) in SYMBOLS.items()]
+        return [item for item in found if item[2] and item[0] != "applied"]
+
+    @property
     def applied(self) -> int:
-        return sum(item.is_applied and not item.is_unknown for item in self.migrations)
+        return sum(item.is_applied for item in self.migrations) - self.count("unknown")
 
     @property
     def known(self) -> int:
-        return sum(not item.is_unknown for item in self.migrations)
-
-    @property
-    def pending(self) -> int:
-        """All that is not applied, whatever the reason."""
-        return self.known - self.applied
-
-    @property
-    def failed(self) -> int:
-        return self.count("failed")
-
-    @property
-    def held(self) -> int:
-        return self.count("held")
-
-    @property
-    def changed(self) -> int:
-        return self.count("changed")
-
-    @property
-    def unknown(self) -> int:
-        return self.count("unknown")
-
-    @property
-    def is_clean(self) -> bool:
-        return all(item.state == "applied" for item in self.migrations)
+        return len(self.migrations) - self.count("unknown")
 
     @property
     def latest(self) -> MigrationStatus | None:
@@ -118,32 +83,12 @@ class AppStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class SchemaStatus:
-    apps: list[AppStatus]
-
-    @property
-    def applied(self) -> int:
-        return sum(app.applied for app in self.apps)
-
-    @property
-    def pending(self) -> int:
-        return sum(app.pending for app in self.apps)
-
-    @property
-    def unknown(self) -> int:
-        return sum(app.unknown for app in self.apps)
-
-    @property
-    def is_clean(self) -> bool:
-        return not self.pending and not self.unknown
-
-
-@dataclass(frozen=True, slots=True)
 class RunStatus:
     """One change of the schema, a backup or a restore: the events of one run, added up."""
 
     run: str
-    at: datetime
+    # Null where the history is damaged.
+    at: datetime | None
     actor: str
     source: str
     app_version: str
@@ -162,18 +107,15 @@ class RunStatus:
 class Overview:
     """All that the page of the migrations shows."""
 
-    status: SchemaStatus
     # ready, pending, held, drift or ahead
     state: str
-    # Of `showmigrations --json`; null where it could not be read, `problem` says why.
-    document: Mapping[str, Any] | None = None
+    # Of `showmigrations --json`; empty where only the state was asked for.
+    document: Mapping[str, Any] = field(default_factory=dict)
+    apps: list[AppStatus] = field(default_factory=list)
     # Of `migrate --plan --json`; null where nothing waits.
     plan: Mapping[str, Any] | None = None
     runs: list[RunStatus] = field(default_factory=list)
     backups: list[Backup] = field(default_factory=list)
-    # The table of the history is there.
-    has_history: bool = True
-    problem: str = ""
 
     @property
     def is_clean(self) -> bool:
@@ -181,80 +123,58 @@ class Overview:
 
 
 def read_brief() -> Overview:
-    """The state alone; two queries where every migration is applied and known. Blocks."""
-    status = read_status()
-    if status.is_clean:
-        return Overview(status, "ready")
-    return read_overview(with_plan=False)
-
-
-def read_overview(*, with_plan: bool = True) -> Overview:
-    """Read everything, on a connection that cannot write. Blocks, about 0.1 s."""
-    problem = ""
+    """The state alone; one query where every migration is applied and known. Blocks."""
+    if read_state().is_clean:
+        return Overview("ready")
     with report.read_only(connection):
-        status = read_status()
-        try:
-            document = report.build(connection)
-            runs = _read_runs()
-        except (DatabaseError, LookupError) as exc:
-            # A history of another form: what Django's own record says is left.
-            state = "ahead" if status.unknown else "pending" if status.pending else "ready"
-            problem = f"The history is not in this version's form: {type(exc).__name__}: {exc}"
-            return Overview(status, state, problem=problem)
-        steps = None
-        if with_plan and document["pending"]:
-            try:
-                steps = plan.describe(connection, plan.read_plan(connection))
-            except (DatabaseError, LookupError, ValueError) as exc:
-                # What a statement looks up is perhaps made by a migration before it.
-                problem = f"The plan cannot be told before it runs: {exc}"
-        has_history = bool(History(connection).columns)
-    is_file = connection.vendor == "sqlite" and not is_scratch(connection)
-    return Overview(
-        _with_history(status, document),
-        str(document["state"]),
-        document,
-        steps,
-        runs,
-        backup.existing(connection) if is_file else [],
-        has_history,
-        problem,
-    )
+        document = report.build(connection)
+    return Overview(str(document["state"]), document)
 
 
-def _with_history(status: SchemaStatus, document: Mapping[str, Any]) -> SchemaStatus:
-    told: dict[MigrationName, tuple[str, Mapping[str, Any]]] = {
-        (row["app"], row["name"]): (state, row) for state in _TOLD_STATES for row in document[state]
-    }
-
-    def complete(label: str, item: MigrationStatus) -> MigrationStatus:
-        if (label, item.name) not in told:
-            return item
-        state, row = told[label, item.name]
-        return replace(
-            item,
-            # Django also counts what is applied by way of what it replaces.
-            state="applied" if state == "pending" and item.is_applied else state,
-            ms=row.get("ms"),
-            by=f"{row['actor']}@{row['host']} {row['source']}" if row.get("actor") else "",
-            needs=tuple(row.get("needs", ())),
-            error=row.get("error", "").split("\n", 1)[0],
+def read_overview() -> Overview:
+    """Read everything, on a connection that cannot write. Blocks, about 0.1 s."""
+    with report.read_only(connection):
+        document: Mapping[str, Any] = report.build(connection)
+        return Overview(
+            document["state"],
+            document,
+            _apps(document),
+            plan.describe(connection) if document["pending"] else None,
+            _read_runs(),
+            report.backups(connection),
         )
 
-    return SchemaStatus(
-        [
-            replace(app, migrations=[complete(app.label, item) for item in app.migrations])
-            for app in status.apps
-        ]
-    )
+
+def _apps(document: Mapping[str, Any]) -> list[AppStatus]:
+    found: dict[str, AppStatus] = {}
+    for (label, name), (state, row) in report.states(document).items():
+        app = found.setdefault(label, AppStatus(label, _name(label)))
+        applied_at = row.get("applied_at")
+        app.migrations.append(
+            MigrationStatus(
+                name,
+                state,
+                "applied_at" in row,
+                datetime.fromisoformat(applied_at) if applied_at else None,
+                row.get("ms"),
+                f"{row['actor']}@{row['host']} {row['source']}" if row.get("actor") else "",
+                tuple(row.get("needs", ())),
+            )
+        )
+    return [found[label] for label in sorted(found)]
+
+
+def _name(label: str) -> str:
+    try:
+        return str(apps.get_app_config(label).verbose_name)
+    except LookupError:
+        # Its migrations are still on record, its app is not installed any more.
+        return label
 
 
 def _read_runs() -> list[RunStatus]:
-    columns = History(connection).columns
-    if not columns:
-        return []
-    newest = MigrationEvent.objects.order_by("-id").values(*columns)[:_SHOWN_EVENTS]
-    runs = groupby(newest, key=lambda row: row["run"])
+    newest = report.read_events(History(connection))[-_SHOWN_EVENTS:]
+    runs = groupby(reversed(newest), key=lambda row: row["run"])
     return [_run(list(rows)[::-1]) for _, rows in runs][:_SHOWN_RUNS]
 
 
@@ -274,65 +194,28 @@ def _run(events: list[dict[str, Any]]) -> RunStatus:
     return RunStatus(
         run=str(first["run"]),
         at=first["at"],
-        actor=f"{first.get('actor', '')}@{first.get('host', '')}",
-        source=first.get("source", ""),
-        app_version=first.get("app_version", ""),
+        actor=f"{first['actor']}@{first['host']}",
+        source=first["source"],
+        app_version=first["app_version"],
         what=f"{count}{'' if status == 'ok' else 'to be '}{words}",
         first=names[0],
         last=names[-1],
-        ms=sum(row.get("ms") or 0 for row in events),
+        ms=sum(row["ms"] or 0 for row in events),
         status=status,
-        backup=next((row["backup"] for row in events if row.get("backup")), ""),
+        backup=next((row["backup"] for row in events if row["backup"]), ""),
         error=next((row["error"] for row in events if row["status"] == "failed"), ""),
     )
 
 
-def read_status() -> SchemaStatus:
-    """Compare the migration files with the applied migrations; two queries. Blocks."""
-    loader = MigrationLoader(connection, ignore_no_migrations=True)
-    known = set(loader.disk_migrations) | set(loader.graph.nodes)
-    for migration in loader.disk_migrations.values():
-        known.update(migration.replaces)
-    labels = {app for app, _ in loader.graph.nodes} | {app for app, _ in loader.applied_migrations}
-    return SchemaStatus(
-        [
-            AppStatus(label, _name(label), _known(loader, label) + _unknown(loader, known, label))
-            for label in sorted(labels)
-        ]
-    )
-
-
-def _name(label: str) -> str:
-    try:
-        return str(apps.get_app_config(label).verbose_name)
-    except LookupError:
-        # Its migrations are still on record, its app is not installed any more.
-        return label
-
-
-def _known(loader: MigrationLoader, label: str) -> list[MigrationStatus]:
-    names: dict[str, None] = {}
-    for leaf in loader.graph.leaf_nodes(label):
-        plan = loader.graph.forwards_plan(leaf)
-        names.update((name, None) for app, name in plan if app == label)
-    return [_status(loader, (label, name)) for name in names]
-
-
-def _status(loader: MigrationLoader, key: tuple[str, str]) -> MigrationStatus:
-    row = loader.applied_migrations.get(key)
-    # The loader puts the migration itself where it is applied through what it replaces.
-    applied_at: datetime | None = getattr(row, "applied", None)
-    return MigrationStatus(key[1], "pending" if row is None else "applied", applied_at)
-
-
-def _unknown(
-    loader: MigrationLoader, known: set[tuple[str, str]], label: str
-) -> list[MigrationStatus]:
-    return [
-        MigrationStatus(name, "unknown", getattr(row, "applied", None))
-        for (app, name), row in sorted(loader.applied_migrations.items())
-        if app == label and (app, name) not in known
-    ]
+def read_standing() -> tuple[str, SchemaState]:
+    """ready, ahead, pending, migrating or drift; one query where it is ready. Blocks."""
+    now = read_state()
+    if now.ahead or not now.pending:
+        return "ahead" if now.ahead else "ready", now
+    events = History(connection).rows()
+    if events and events[-1]["status"] == "started":
+        return "migrating", now
+    return "drift" if changed(connection.alias) else "pending", now
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,13 +229,10 @@ class Figures:
 def read_figures() -> Figures:
     """Count what is pending, and look at the last change of the schema; a few short queries. Blocks."""
     pending = len(read_state().pending)
-    if not History(connection).columns:
+    rows = report.read_events(History(connection), action__in=("apply", "fake", "unapply"))
+    ended = [row for row in rows if row["status"] != "started"]
+    if not ended:
         return Figures(pending)
-    changes = MigrationEvent.objects.filter(action__in=("apply", "fake", "unapply"))
-    ended = changes.exclude(status="started").order_by("-id").values_list("run", flat=True)
-    run = ended.first()
-    if run is None:
-        return Figures(pending)
-    rows = list(changes.filter(run=run).values_list("status", "ms"))
-    took_s = sum(ms or 0 for _, ms in rows) / 1000
-    return Figures(pending, took_s, all(status == "ok" for status, _ in rows))
+    last = [row for row in rows if row["run"] == ended[-1]["run"]]
+    took_s = sum(row["ms"] or 0 for row in last) / 1000
+    return Figures(pending, took_s, all(row["status"] == "ok" for row in last))

@@ -18,8 +18,8 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.loader import MigrationLoader
 from django.db.models import Index, Model, UniqueConstraint
 
-from qwenproxy.schema import backup
-from qwenproxy.schema.locking import is_scratch
+from qwenproxy.schema import report
+from qwenproxy.schema.plan import collect_into, project_state
 
 # Reading all of a larger file takes minutes.
 _QUICK_CHECK_BYTES = 2 * 2**30
@@ -38,8 +38,8 @@ class Difference:
 def differences(connection: BaseDatabaseWrapper) -> list[Difference]:
     """Compare the database with the migrated state; call it in `report.read_only`. Blocks."""
     loader = MigrationLoader(connection)
-    nodes = [name for name in loader.applied_migrations or {} if name in loader.graph.nodes]
-    models = loader.project_state(nodes).apps.get_models(include_auto_created=True)
+    state = project_state(loader, loader.applied_migrations or {})
+    models = state.apps.get_models(include_auto_created=True)
     with connection.cursor() as cursor:
         present = set(connection.introspection.table_names(cursor))
     found = list(_damage(connection))
@@ -175,12 +175,9 @@ class _Table:
 
 
 def _collect(connection: BaseDatabaseWrapper, edit: Edit) -> list[str]:
-    editor = connection.schema_editor(collect_sql=True, atomic=False)
-    # Not entered: leaving it would look at every row's foreign keys.
-    editor.deferred_sql = []
-    edit(editor)
-    lines = [*editor.collected_sql, *(f"{sql};" for sql in editor.deferred_sql)]
-    return [line for line in lines if not line.startswith("--")]
+    lines: list[str] = []
+    collect_into(lines, connection, edit, atomic=False)
+    return lines
 
 
 def _damage(connection: BaseDatabaseWrapper) -> Iterator[Difference]:
@@ -206,5 +203,5 @@ def _damage(connection: BaseDatabaseWrapper) -> Iterator[Difference]:
 
 
 def _way_back(connection: BaseDatabaseWrapper) -> str:
-    newest = None if is_scratch(connection) else next(iter(backup.existing(connection)), None)
+    newest = next(iter(report.backups(connection)), None)
     return f"manage.py dbrestore {newest.path if newest else 'BACKUP'} --yes"

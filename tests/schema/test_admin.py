@@ -9,11 +9,14 @@ from html import unescape
 
 import pytest
 from django.contrib.auth.models import Permission, User
+from django.db import connection
 from django.utils import timezone
 
 from qwenproxy.schema.models import MigrationEvent
 from tests.schema.conftest import CREATE
 
+# What columns of SQLite take from hands.
+GARBAGE = "run = 'x', at = 7, status = 3, ms = 'long', actor = x'ff', name = 'n' || id"
 FAILS = "migrations.RunSQL('INSERT INTO nowhere VALUES (1)', '')"
 # What the admin does for a superuser, without the tables of users and sessions.
 SHOW = """
@@ -45,7 +48,6 @@ def test_an_empty_database(project):
     assert "migrations not applied. Restart the gateway, or run manage.py migrate" in text
     assert 'CREATE TABLE "schema_migrationevent"' in text
     assert "○ 0001_initial" in text
-    assert "The table of the history is missing." in text
     assert not project.database.exists()
 
 
@@ -71,8 +73,9 @@ def test_failed_held_and_edited_migrations(migrated):
     assert "≠ 1 migration edited after it was applied: shop.0001_edited" in text
     assert "↺ 1 migration rolled back by hand and held: shop.0002_held" in text
     assert "○ 2 migrations not applied , counting what is held." in text
-    assert "✗ shop.0003_bad failed and was rolled back. OperationalError: no such table" in text
-    assert "○ 2 waiting ✗ 1 failed ↺ 1 held ≠ 1 changed" in text
+    told = r"✗ shop.0003_bad failed and was rolled back. \S+ OperationalError: no such table"
+    assert re.search(told, text)
+    assert "✗ 1 failed ↺ 1 held ≠ 1 changed" in text
     for line in ("≠ 0001_edited", "↺ 0002_held", "✗ 0003_bad"):
         assert line in text
     assert "shop.0003_bad 1 statement" in text
@@ -112,13 +115,16 @@ def test_a_run_that_has_not_ended(migrated):
             "DROP TABLE schema_migrationevent", "The table of the history is missing", id="missing"
         ),
         pytest.param(
-            "ALTER TABLE schema_migrationevent DROP COLUMN actor", "up to date", id="older"
+            "ALTER TABLE schema_migrationevent DROP COLUMN actor",
+            "The table of the history has no columns actor",
+            id="older",
         ),
         pytest.param(
             "ALTER TABLE schema_migrationevent RENAME COLUMN status TO other",
-            "The history is not in this version's form",
+            "The table of the history has no columns status",
             id="of-another-form",
         ),
+        pytest.param(f"UPDATE schema_migrationevent SET {GARBAGE}", "up to date", id="garbage"),
     ],
 )
 def test_a_damaged_history(migrated, damage, told):
@@ -184,6 +190,15 @@ def test_without_its_table_the_list_refers_to_the_page(admin_client, monkeypatch
     for url in (LIST, f"{LIST}1/change/"):
         answer = admin_client.get(url)
         assert (answer.status_code, answer.url) == (302, "/admin/migrations/")
+
+
+def test_events_that_cannot_be_read_refer_to_the_page(admin_client, event):
+    if connection.vendor != "sqlite":
+        pytest.skip("columns of other engines hold their type alone")
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE schema_migrationevent SET run = 'x'")
+    assert admin_client.get(LIST).url == "/admin/migrations/"
+    assert admin_client.get("/admin/migrations/").status_code == 200
 
 
 def test_history_and_errors_need_the_permission(client, event):

@@ -12,7 +12,6 @@ from django.db.backends.sqlite3.base import DatabaseWrapper
 from qwenproxy.schema import engine
 from qwenproxy.schema.refusals import Refused
 
-
 pytestmark = pytest.mark.django_db
 
 

@@ -17,7 +17,7 @@ shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**12, 10**12, {free}
 
 @pytest.mark.parametrize(
     ("rewrites", "code"),
-    [pytest.param(1.0, 9, id="short"), pytest.param(2.5, 0, id="enough")],
+    [pytest.param(1.0, 9, id="short"), pytest.param(3.5, 0, id="enough")],
 )
 def test_room_is_needed_for_the_backup_and_what_is_rewritten(migrated, rewrites, code):
     migrated.add_migration("0001_step", CREATE.format(number=1))

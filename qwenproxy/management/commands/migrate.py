@@ -118,7 +118,7 @@ class Command(migrate.Command):
             raise WrongUsage("--sql and --json tell about the whole plan; name no app.")
         connection = connections[options["database"]]
         with read_only(connection):
-            document = plan.describe(connection, plan.read_plan(connection))
+            document = plan.describe(connection)
         if options["json"]:
             self.stdout.write(json.dumps(document, indent=2))
             return

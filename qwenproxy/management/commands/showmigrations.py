@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -11,12 +12,12 @@ from django.core.management.commands import showmigrations
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from qwenproxy.schema import report, verify
+from qwenproxy.schema import plan, report, verify
 from qwenproxy.schema.history import History
 from qwenproxy.schema.refusals import SchemaChanged
 from qwenproxy.schema.state import read_state, refuse_ahead
 
-_STYLES = {"applied": "SUCCESS", "pending": "NOTICE", "failed": "ERROR", "changed": "WARNING"}
+_STYLES = {"applied": "SUCCESS", "ready": "SUCCESS", "pending": "NOTICE", "failed": "ERROR"}
 
 
 class Command(showmigrations.Command):
@@ -45,6 +46,7 @@ class Command(showmigrations.Command):
             super().handle(*args, **options)
             return
         connection = connections[options["database"]]
+        steps: dict[str, Any] | None = None
         with report.read_only(connection):
             if options["history"]:
                 self._show_history(History(connection), options["history"])
@@ -52,11 +54,13 @@ class Command(showmigrations.Command):
             if options["verify"]:
                 self._verify(connection, is_json=options["json"])
                 return
-            document = report.build(connection)
+            document: dict[str, Any] = report.build(connection)
+            if options["status"] and not options["json"] and document["pending"]:
+                steps = plan.describe(connection)
         if options["json"]:
-            self.stdout.write(json.dumps(document, indent=2))
+            self._write_json(document)
         elif options["status"] or options["deps"]:
-            self._show(document, options["app_label"], deps=options["deps"])
+            self._show(document, steps, options["app_label"], deps=options["deps"])
         if options["check"]:
             report.check(document)
 
@@ -67,7 +71,7 @@ class Command(showmigrations.Command):
         found = verify.differences(connection)
         if is_json:
             document = {"version": 1, "differences": [asdict(one) for one in found]}
-            self.stdout.write(json.dumps(document, indent=2))
+            self._write_json(document)
         else:
             for one in found:
                 self.stdout.write(f"{one.table}: {one.what}".removeprefix(": "), self.style.ERROR)
@@ -80,55 +84,71 @@ class Command(showmigrations.Command):
         if not is_json:
             self.stdout.write("The tables are what the migrations say.")
 
-    def _show(self, document: dict[str, Any], labels: list[str], *, deps: bool) -> None:
-        counts = {
-            key: len(document[key]) for key in ("pending", "failed", "held", "unknown", "changed")
-        }
+    def _show(
+        self,
+        document: dict[str, Any],
+        steps: dict[str, Any] | None,
+        labels: list[str],
+        *,
+        deps: bool,
+    ) -> None:
+        size = f"  {plan.size(document['bytes'])}" if document["bytes"] else ""
         self.stdout.write(
-            f"Database {document['database']}  {document['engine']}  {document['file']}     "
-            f"state: {document['state'].upper()}"
+            f"Database {document['database']}  {document['engine']}  {document['file']}{size}     "
+            f"state: {self._styled(document['state'].upper(), document['state'])}"
         )
-        states = self._states(document)
-        for label in sorted({app for app, _ in states}):
-            if labels and label not in labels:
-                continue
-            self.stdout.write(self.style.MIGRATE_LABEL(label))
-            for (app, name), (state, row) in states.items():
-                if app == label:
-                    self._show_one(name, state, row, deps=deps)
-        backup = document["backup"]
-        last = (
-            f"last backup {backup['at'][:16]} ({backup['bytes'] / 2**20:.0f} MB)" if backup else ""
-        )
-        summary = "  ".join(f"{count} {key}" for key, count in counts.items())
-        self.stdout.write(f"{summary}      {last}".rstrip())
-
-    def _states(self, document: dict[str, Any]) -> dict[tuple[str, str], tuple[str, Any]]:
-        # A later list says more than an earlier one.
-        return {
-            (row["app"], row["name"]): (state, row)
-            for state in ("applied", "pending", "failed", "held", "changed", "unknown")
-            for row in document[state]
+        if document["problem"]:
+            self.stdout.write(document["problem"], self.style.WARNING)
+        notes = {
+            (step["app"], step["name"]): plan.note(step)
+            for step in (steps["migrations"] if steps else ())
         }
+        shown = {
+            name: found
+            for name, found in report.states(document).items()
+            if not labels or name[0] in labels
+        }
+        width = max((len(name) for _, name in shown), default=0)
+        for label in sorted({app for app, _ in shown}):
+            self.stdout.write(self.style.MIGRATE_LABEL(label))
+            for (app, name), (state, row) in shown.items():
+                if app == label:
+                    parts = self._parts(state, row, notes.get((app, name), ""), deps=deps)
+                    text = f"  {self._symbol(state)} {name:<{width}}  {'  '.join(parts)}".rstrip()
+                    self.stdout.write(self._styled(text, state))
+        keys = ("pending", "failed", "held", "unknown", "changed")
+        summary = "  ".join(f"{len(document[key])} {key}" for key in keys)
+        if (backup := document["backup"]) is not None:
+            at = self._minute(backup["at"])
+            summary += f"     last backup {at} ({plan.size(backup['bytes'])}, verified)"
+        self.stdout.write(summary)
 
-    def _show_one(self, name: str, state: str, row: dict[str, Any], *, deps: bool) -> None:
-        parts = [f"  {self._symbol(state)} {name:<44}"]
-        if row.get("applied_at"):
-            parts.append(row["applied_at"][:16].replace("T", " "))
-            if row.get("ms") is not None:
-                parts.append(f"{row['ms']:>6} ms")
-            if row.get("actor"):
-                parts.append(f"{row['actor']}@{row['host']}  {row['source']}")
+    def _parts(self, state: str, row: Mapping[str, Any], note: str, *, deps: bool) -> list[str]:
+        parts = []
+        if "applied_at" in row:
+            # Itself it is not on record where all that it replaces is.
+            parts.append(f"{self._minute(row['applied_at']) or 'as its parts':<16}")
+            parts.append(f"{row['ms']:>6} ms" if row.get("ms") is not None else " " * 9)
+            parts.append(
+                f"{row['actor']}@{row['host']}  {row['source']}" if row.get("actor") else ""
+            )
         elif state == "failed":
-            parts.append(f"failed (rolled back): {row['error'].splitlines()[0]}")
+            error = row["error"].partition("\n")[0]
+            parts.append(f"failed {self._minute(row['at'])} (rolled back): {error}")
         elif state == "held":
             parts.append("rolled back by hand; `migrate` applies it")
-        if deps or state == "pending":
-            needs = ", ".join(row.get("needs", []))
-            parts.append(f"needs {needs}" if needs else "")
-        text = "  ".join(part for part in parts if part).rstrip()
-        style = getattr(self.style, _STYLES.get(state, "WARNING"))
-        self.stdout.write(text, style if state != "applied" else None)
+        needs = ", ".join(row.get("needs", ()))
+        if needs and (deps or state == "pending"):
+            parts.append(f"needs {needs}")
+        if note and state != "failed":
+            parts.append(note)
+        return [part for part in parts if part]
+
+    def _minute(self, at: str | None) -> str:
+        return (at or "")[:16].replace("T", " ")
+
+    def _styled(self, text: str, state: str) -> str:
+        return str(getattr(self.style, _STYLES.get(state, "WARNING"))(text))
 
     def _symbol(self, state: str) -> str:
         symbol, fallback = report.SYMBOLS[state]
@@ -139,13 +159,18 @@ class Command(showmigrations.Command):
             return fallback
         return symbol
 
+    def _write_json(self, document: dict[str, Any]) -> None:
+        # In ASCII: not every terminal has more.
+        self.stdout.write(json.dumps(document, indent=2))
+
     def _show_history(self, history: History, count: int) -> None:
-        for row in history.rows()[-count:]:
+        for row in report.read_events(history)[-count:]:
             name = f"{row['app']}.{row['name']}" if row["app"] else row["name"]
             ms = f"{row['ms']} ms" if row["ms"] is not None else ""
-            error = f"  {row['error'].splitlines()[0]}" if row["error"] else ""
+            error = row["error"].partition("\n")[0]
+            at = f"{row['at']:%Y-%m-%d %H:%M:%S}" if row["at"] else "-"
             self.stdout.write(
-                f"{row['at']:%Y-%m-%d %H:%M:%S}  {str(row['run'])[:8]}  {row['action']:<8}"
-                f"{row['status']:<12}{name:<52}{ms:>9}  {row['actor']}@{row['host']}  "
-                f"{row['source']}{error}"
+                f"{at:<19}  {str(row['run'])[:8]}  {row['action']:<7}  {row['status']:<11}  "
+                f"{name:<50}  {ms:>8}  {row['actor']}@{row['host']}  {row['source']}  "
+                f"{error}".rstrip()
             )
