@@ -160,8 +160,6 @@ if not _database_url:
             f"cannot make QWENPROXY_DATA_DIR ({DATA_DIR}): {exc.strerror}"
         ) from exc
 DATABASES = {"default": _database}
-# As configured: a database of tests has another name.
-DATABASE_NAME = str(_database["NAME"])
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 
@@ -265,6 +263,8 @@ MIGRATE_DATABASE = (
     if _migrate_database_url
     else None
 )
+# As configured, here and there: a database of tests has another name.
+DATABASE_NAMES = {str(found["NAME"]) for found in (_database, MIGRATE_DATABASE) if found}
 MIGRATE_BREAKING: Literal["warn", "refuse"] = _choice(
     "QWENPROXY_MIGRATE_BREAKING", "warn", "refuse"
 )

@@ -84,12 +84,12 @@ def count_serving(connection: BaseDatabaseWrapper) -> int:
     """How many connections other processes of ours have to the database; 0 on SQLite."""
     if connection.vendor != "postgresql":
         return 0
-    name = settings.DATABASES["default"]["OPTIONS"]["application_name"]
+    options = settings.DATABASES[django.db.DEFAULT_DB_ALIAS].get("OPTIONS", {})
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT count(*) FROM pg_stat_activity "
             "WHERE datname = current_database() AND application_name = %s",
-            [name],
+            [options.get("application_name")],
         )
         return int(cursor.fetchone()[0])
 

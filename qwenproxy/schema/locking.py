@@ -42,7 +42,7 @@ def is_scratch(connection: BaseDatabaseWrapper) -> bool:
     """Whether the database is in memory or a test's: nobody shares it, and nobody wants it back."""
     name = str(connection.settings_dict["NAME"])
     if connection.vendor != "sqlite":
-        return connection.alias == DEFAULT_DB_ALIAS and name != settings.DATABASE_NAME
+        return connection.alias == DEFAULT_DB_ALIAS and name not in settings.DATABASE_NAMES
     if connection.creation.is_in_memory_db(name):  # type: ignore[attr-defined]  # SQLite has it
         return True
     return name == str(connection.settings_dict["TEST"]["NAME"])

@@ -137,3 +137,13 @@ def test_who_still_serves_is_told_before_it_breaks(on_server):
     on_server.add_migration("0003_alone", BREAKING)
     alone = on_server.run("shell", "-v0", "-c", UP, QWENPROXY_MIGRATE_BREAKING="refuse")
     assert alone.returncode == 0, alone.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "is_scratch"),
+    [("pooled", False), ("direct", False), ("test_pooled", True)],
+)
+def test_a_database_of_tests_is_told_from_the_gateway_s_by_its_name(settings, name, is_scratch):
+    settings.DATABASE_NAMES = {"pooled", "direct"}
+    found = SimpleNamespace(vendor="postgresql", alias="default", settings_dict={"NAME": name})
+    assert locking.is_scratch(found) == is_scratch
