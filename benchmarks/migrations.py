@@ -246,12 +246,23 @@ def _begin_together(environments: Sequence[Environment], times: int) -> Spans:
 
 
 def _wall(spans: Spans) -> float:
-    known = [span for span in spans if span]
+    known = _known(spans)
     return max(span[1] for span in known) - min(span[0] for span in known)
 
 
 def _slowest(spans: Spans) -> float:
-    return max(span[1] - span[0] for span in spans if span)
+    return max(span[1] - span[0] for span in _known(spans))
+
+
+def _known(spans: Spans) -> list[tuple[float, float]]:
+    """
+    Raises:
+        RuntimeError: all of them failed.
+    """
+    known = [span for span in spans if span]
+    if not known:
+        raise RuntimeError("none of the processes succeeded; what they said is above")
+    return known
 
 
 def column(lab: Lab) -> None:
