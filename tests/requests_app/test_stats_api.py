@@ -66,13 +66,15 @@ def test_broken_down_and_in_time(everything, group):
 def test_the_documented_members(everything):
     schemas = api.get_openapi_schema()["components"]["schemas"]
     body = everything.get("/stats", group="model", interval="day")
+    # Today may have nothing yet.
+    busy = next(point for point in body["series"] if point["groups"])
     for schema, shown in (
         ("Stats", body),
         ("StatsFigures", body["total"]),
         ("Percentiles", body["total"]["ttft_ms"]),
         ("StatsGroup", body["groups"][0]),
         ("StatsPoint", body["series"][0]),
-        ("StatsPointGroup", body["series"][-1]["groups"][0]),
+        ("StatsPointGroup", busy["groups"][0]),
     ):
         assert set(shown) == set(schemas[schema]["properties"])
 
