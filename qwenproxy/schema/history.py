@@ -57,8 +57,9 @@ class History:
                 introspection = self._connection.introspection
                 present: set[str] = set()
                 if _TABLE in introspection.table_names(cursor):
-                    description = introspection.get_table_description(cursor, _TABLE)
-                    present = {column.name for column in description}
+                    # SQLite's introspection would parse the statement that made it, in 10 ms.
+                    cursor.execute(f"SELECT * FROM {_TABLE} LIMIT 0")  # noqa: S608  # our own name
+                    present = {column[0] for column in cursor.description}
             self._columns = tuple(name for name in _FIELDS if name in present)
         return self._columns
 
