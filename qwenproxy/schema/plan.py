@@ -13,6 +13,7 @@ from typing import Any
 
 from django.core.exceptions import FieldDoesNotExist, FieldError
 from django.db import Error as DatabaseError
+from django.db import OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations import Migration, RunPython
@@ -171,6 +172,7 @@ def _collect(loader: MigrationLoader, steps: Iterable[Step]) -> Iterator[_Collec
     """The SQL of each step, from the state that those before it lead to."""
     applied = set(loader.applied_migrations or {})
     state: ProjectState | None = None
+    before: list[str] = []
     connection = loader.connection
     assert connection is not None
     for migration, backwards in steps:
@@ -188,13 +190,14 @@ def _collect(loader: MigrationLoader, steps: Iterable[Step]) -> Iterator[_Collec
 
         lines: list[str] = []
         try:
-            collect_into(lines, connection, edit, atomic=migration.atomic)
+            collect_into(lines, connection, edit, atomic=migration.atomic, before=before)
         except _SURPRISES as exc:
             unknown = f"{type(exc).__name__}: {exc}"
             # Left between two operations.
             state = None
         if not backwards:
             applied.add(name)
+        before += lines
         yield _Collected(migration, lines, unknown, emptied)
 
 
@@ -216,9 +219,26 @@ def collect_into(
     edit: Callable[[BaseDatabaseSchemaEditor], object],
     *,
     atomic: bool = True,
+    before: Iterable[str] = (),
 ) -> None:
-    """Add the SQL of an edit of the schema, without comments; also what was found before it raised."""
-    editor = connection.schema_editor(collect_sql=True, atomic=atomic)
+    """Add the SQL of an edit of the schema, without comments; also what was found before it raised.
+
+    Raises `OperationalError` where it depends on what the statements `before` make: Django, finding no
+    constraint to drop, would drop none and say nothing.
+    """
+    editor: Any = connection.schema_editor(collect_sql=True, atomic=atomic)
+    find = editor._constraint_names
+
+    def find_or_raise(model: Any, *args: Any, **kwargs: Any) -> list[str]:
+        names: list[str] = find(model, *args, **kwargs)
+        table = connection.ops.quote_name(model._meta.db_table)
+        if not names and any(table in sql for sql in before):
+            raise OperationalError(
+                f"an earlier migration of this plan makes a constraint of {table}"
+            )
+        return names
+
+    editor._constraint_names = find_or_raise
     # Not entered: leaving it would look at every row's foreign keys.
     editor.deferred_sql = []
     try:
