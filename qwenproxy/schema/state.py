@@ -61,13 +61,15 @@ def read_state(alias: str = "default") -> SchemaState:
 
 def _applied(connection: BaseDatabaseWrapper) -> set[MigrationName]:
     table = MigrationRecorder.Migration._meta.db_table
+    sql = f"SELECT app, name FROM {table}"  # noqa: S608  # Django's own name
     with connection.cursor() as cursor:
         try:
-            cursor.execute(f"SELECT app, name FROM {table}")  # noqa: S608  # Django's own name
+            cursor.execute(sql)
         except (OperationalError, ProgrammingError):
-            if table in connection.introspection.table_names():
-                raise
-            return set()
+            if table not in connection.introspection.table_names():
+                return set()
+            # Another process has made it in between; or this fails again.
+            cursor.execute(sql)
         return {(app, name) for app, name in cursor.fetchall()}
 
 

@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,23 +20,24 @@ from typing import Any
 from tests.schema.kill_points import Databases, in_child, operate, outcome, prepared
 
 UP = ["migrate", "--lock-wait", "300"]
-# Of the statements of a fresh upgrade that write; about so many there are.
-WRITES = 250
 
 
 class Killer:
-    """Kills the first process that comes to a statement; the others, which come later, go on."""
+    """Kills the first process that comes to a statement; the others, which come later, go on.
 
-    def __init__(self, flag: Path, at: int) -> None:
+    Counted are those that write; at 0 it only counts them.
+    """
+
+    def __init__(self, flag: Path, at: int = 0) -> None:
+        self.count = 0
         self._flag = flag
         self._at = at
-        self._count = 0
 
     def watch(self, execute, sql, params, many, context):
         # Who waits for the lock, or looks who has it, only reads.
-        self._count += not sql.lstrip().upper().startswith(("SELECT", "PRAGMA", "SHOW", "SET"))
-        if self._count == self._at:
-            self._count += 1
+        self.count += not sql.lstrip().upper().startswith(("SELECT", "PRAGMA", "SHOW", "SET"))
+        if self._at and self.count == self._at:
+            self.count += 1
             try:
                 os.close(os.open(self._flag, os.O_CREAT | os.O_EXCL))
             except FileExistsError:
@@ -60,7 +62,10 @@ def start_together(count: int, work: Callable[[], None]) -> list[int]:
                 status = 0
             except SystemExit as exc:
                 status = int(exc.code or 0)
+            except BaseException:  # noqa: BLE001  # the process ends here
+                traceback.print_exc()
             finally:
+                sys.stderr.flush()
                 os._exit(status)
         pids.append(pid)
     os.close(closed)
@@ -75,13 +80,20 @@ def run(task: dict[str, Any], databases: Databases, directory: Path) -> dict[str
     random.seed(task.get("seed", 0))
     databases.fresh()
     operation = UP[:1] if task.get("plain") else UP
-    _, expected = in_child(lambda: (operate(task, operation), outcome(databases))[1])
+
+    def counted() -> object:
+        counter = Killer(flag)
+        connection.execute_wrappers.append(counter.watch)
+        operate(task, operation)
+        return counter.count, outcome(databases)
+
+    _, (writes, expected) = in_child(counted)
     ended: Counter[int] = Counter()
     wrong = []
     for _ in range(task["rounds"]):
         databases.fresh()
         flag.unlink(missing_ok=True)
-        at = random.randint(1, WRITES) if task.get("kills") else 0
+        at = random.randint(1, writes) if task.get("kills") else 0
 
         def work(at=at) -> None:
             if at:

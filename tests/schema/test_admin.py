@@ -73,7 +73,9 @@ def test_failed_held_and_edited_migrations(migrated):
     assert "≠ 1 migration edited after it was applied: shop.0001_edited" in text
     assert "↺ 1 migration rolled back by hand and held: shop.0002_held" in text
     assert "○ 2 migrations not applied , counting what is held." in text
-    told = r"✗ shop.0003_bad failed and was rolled back. [-\d]+ [:\d]+ OperationalError: no such table"
+    told = (
+        r"✗ shop.0003_bad failed and was rolled back. [-\d]+ [:\d]+ OperationalError: no such table"
+    )
     assert re.search(told, text)
     assert "✗ 1 failed ↺ 1 held ≠ 1 changed" in text
     for line in ("≠ 0001_edited", "↺ 0002_held", "✗ 0003_bad"):
