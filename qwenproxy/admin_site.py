@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from django.conf import settings
 from django.contrib import messages
 from django.contrib.admin import AdminSite
-from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, URLResolver, path, reverse
 
+from qwenproxy.access import staff
 from qwenproxy.proxy.discovery import Found, found
 from qwenproxy.schema.status import read_brief, read_overview
 
@@ -24,11 +26,45 @@ if TYPE_CHECKING:
 
 # Of a row.
 _ID = re.compile("[0-9]{1,18}")
-# Headings and their models, by label; models that nobody listed come under the last one.
-_GROUPS = (
-    ("Traffic", ("sessions_app.session", "requests_app.request", "requests_app.response")),
-    ("Access", ("access.apikey", "access.upstreamaccount", "auth.user", "auth.group")),
-    ("System", ()),
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """An entry of the navigation: whoever has one of the permissions sees it; with none, all staff."""
+
+    label: str
+    view_name: str
+    permissions: tuple[str, ...] = ()
+    # What its own pages' addresses begin with, where that is not its own.
+    also: tuple[str, ...] = ()
+
+
+NAVIGATION: tuple[tuple[str, tuple[Page, ...]], ...] = (
+    ("", (Page("Overview", "admin:index"),)),
+    (
+        "Traffic",
+        (
+            Page("Sessions", "admin:sessions_app_session_changelist", (staff.VIEW_SESSIONS,)),
+            Page("Requests", "admin:requests_app_request_changelist", (staff.VIEW_REQUESTS,)),
+        ),
+    ),
+    (
+        "Access",
+        (
+            Page("API keys", "admin:access_apikey_changelist", (staff.VIEW_KEYS,)),
+            Page(
+                "Upstream accounts",
+                "admin:access_upstreamaccount_changelist",
+                (staff.VIEW_ACCOUNTS,),
+            ),
+            Page("Users", "admin:auth_user_changelist", ("auth.view_user",)),
+            Page("Groups", "admin:auth_group_changelist", ("auth.view_group",)),
+        ),
+    ),
+    (
+        "System",
+        (Page("Migrations", "admin:migrations", also=("admin:schema_migrationevent_changelist",)),),
+    ),
 )
 
 
@@ -41,26 +77,21 @@ class GatewayAdminSite(AdminSite):
 
     def get_urls(self) -> list[URLPattern | URLResolver]:
         own: list[URLPattern | URLResolver] = [
-            path("migrations/", self.admin_view(self.migrations), name="migrations"),
-            path("test-accounts/", self.admin_view(self.test_accounts), name="test_accounts"),
+            path("migrations/", staff.gateway_view()(self.migrations), name="migrations"),
+            path(
+                "test-accounts/",
+                staff.gateway_view(staff.CHANGE_ACCOUNTS)(self.test_accounts),
+                name="test_accounts",
+            ),
         ]
         return own + super().get_urls()
 
-    def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> list[Any]:
-        apps = super().get_app_list(request, app_label)
-        if app_label is not None:
-            return apps
-        models = {
-            f"{app['app_label']}.{model['object_name'].lower()}": model
-            for app in apps
-            for model in app["models"]
+    def each_context(self, request: HttpRequest) -> dict[str, Any]:
+        return {
+            **super().each_context(request),
+            "navigation": _navigation(request),
+            "reporting_zone": str(settings.REPORTING_ZONE),
         }
-        groups = [
-            _group(name, [models.pop(label) for label in labels if label in models])
-            for name, labels in _GROUPS
-        ]
-        groups[-1]["models"] += [_page("Migrations", "admin:migrations"), *models.values()]
-        return [group for group in groups if group["models"]]
 
     def index(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
@@ -81,7 +112,7 @@ class GatewayAdminSite(AdminSite):
             "title": "Migrations",
             "schema": read_overview(),
             # Errors quote data, and paths of backups are not for everyone.
-            "may_see_history": request.user.has_perm("schema.view_migrationevent"),
+            "may_see_history": request.user.has_perm(staff.VIEW_MIGRATION_EVENTS),
         }
         return TemplateResponse(request, "admin/migrations.html", context)
 
@@ -89,8 +120,6 @@ class GatewayAdminSite(AdminSite):
         """Call the upstreams of the accounts that a form of theirs names, and say what came of it."""
         if request.method != "POST":
             return HttpResponseNotAllowed(["POST"])
-        if not request.user.has_perm("access.change_upstreamaccount"):
-            raise PermissionDenied
         # Not at the top: this module is loaded before the models are.
         from qwenproxy.access.models import UpstreamAccount
 
@@ -125,23 +154,24 @@ def discovered_upstreams() -> Sequence[Found]:
     return [offer for offer in offers if offer.base_url.rstrip("/") not in used]
 
 
-def _group(name: str, models: list[Any]) -> dict[str, Any]:
-    return {
-        "name": name,
-        "app_label": name.lower(),
-        "app_url": reverse("admin:index"),
-        "has_module_perms": True,
-        "models": models,
-    }
+def _navigation(request: HttpRequest) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Headings with the entries that this user may follow."""
+    groups = []
+    for heading, pages in NAVIGATION:
+        entries = [_entry(page, request) for page in pages if _may_see(page, request)]
+        if entries:
+            groups.append((heading, entries))
+    return groups
 
 
-def _page(name: str, view_name: str) -> dict[str, Any]:
-    """A page of the site in the form in which Django lists models."""
-    return {
-        "name": name,
-        "object_name": name,
-        "admin_url": reverse(view_name),
-        "add_url": None,
-        "view_only": True,
-        "perms": {"view": True},
-    }
+def _may_see(page: Page, request: HttpRequest) -> bool:
+    return not page.permissions or any(map(request.user.has_perm, page.permissions))
+
+
+def _entry(page: Page, request: HttpRequest) -> dict[str, Any]:
+    urls = [reverse(name) for name in (page.view_name, *page.also)]
+    if page.view_name == "admin:index":
+        is_current = request.path == urls[0]
+    else:
+        is_current = request.path.startswith(tuple(urls))
+    return {"label": page.label, "url": urls[0], "is_current": is_current}

@@ -115,6 +115,8 @@ DATA_DIR = Path(_text("QWENPROXY_DATA_DIR") or BASE_DIR / "data").expanduser().a
 PUBLIC_URL = _url("QWENPROXY_PUBLIC_URL")
 # Whose hours and days statistics are cut into.
 REPORTING_ZONE = _zone("QWENPROXY_TIME_ZONE")
+# Of whose content the admin shows anything: of no turn, of failed ones, of all.
+PAYLOADS = _choice("QWENPROXY_PAYLOADS", "all", "errors", "off")
 
 # --- database ---
 
@@ -381,6 +383,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "qwenproxy.admin_pages.AdminPages",
 ]
 ROOT_URLCONF = "qwenproxy.urls"
 ASGI_APPLICATION = "qwenproxy.asgi.application"
@@ -415,6 +418,7 @@ STATICFILES_DIRS = [BASE_DIR / "qwenproxy" / "static"]
 APPEND_SLASH = True
 X_FRAME_OPTIONS = "DENY"
 SESSION_COOKIE_NAME = "qwenproxy_session"
+SESSION_COOKIE_AGE = 12 * 3600
 DATA_UPLOAD_MAX_MEMORY_SIZE = max(MAX_BODY_BYTES, 2**20)
 VERSION = __version__
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qwenproxy import display
 from qwenproxy.wire import json
 from qwenproxy.wire.history import text_of
 from qwenproxy.wire.json import JSONObject, JSONValue
@@ -44,7 +45,7 @@ class Block:
 
     @property
     def duration(self) -> str:
-        return show_ms(self.response.duration_ms) if self.response else ""
+        return display.duration(self.response.duration_ms) if self.response else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,19 +85,7 @@ def pretty(value: JSONValue) -> str:
 
 
 def size(text: str) -> str:
-    count = len(text.encode("utf-8", "replace"))
-    return f"{count} B" if count < 1000 else f"{count / 1000:,.1f} kB"
-
-
-def show_ms(duration_ms: int | None) -> str:
-    """A duration for people: ms below a second, seconds to two minutes, minutes from there."""
-    if duration_ms is None:
-        return "–"
-    if duration_ms < 1000:
-        return f"{duration_ms} ms"
-    if duration_ms < 120_000:
-        return f"{duration_ms / 1000:.1f} s"
-    return f"{duration_ms / 60_000:.1f} min"
+    return display.size(len(text.encode("utf-8", "replace")))
 
 
 def load_conversation(

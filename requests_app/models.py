@@ -82,6 +82,7 @@ class Request(models.Model):
     headers = models.TextField(default="", db_default="")
 
     class Meta:
+        permissions: ClassVar = [("view_payload", "Can read and export what was said")]
         indexes: ClassVar = [
             models.Index(fields=["created_at", "id"], name="request_created"),
             models.Index(fields=["api_key", "created_at", "id"], name="request_key_created"),

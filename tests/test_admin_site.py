@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from zoneinfo import ZoneInfo
 
 import pytest
 from django.contrib.auth.models import User
@@ -9,6 +10,7 @@ from django.db import connection
 from django.db.migrations.recorder import MigrationRecorder
 from django.urls import reverse
 
+from qwenproxy.admin_pages import POLICY
 from qwenproxy.proxy.discovery import Found
 from tests.factories import make_account, make_session, make_turn
 
@@ -21,9 +23,9 @@ def text_of(client, url):
     return response.content.decode()
 
 
-def test_the_first_page_groups_what_there_is(admin_client):
+def test_the_navigation_is_by_task(admin_client):
     text = text_of(admin_client, "/admin/")
-    names = ["Traffic", "Sessions", "Requests", "Responses", "Access", "API keys"]
+    names = ["Overview", "Traffic", "Sessions", "Requests", "Access", "API keys"]
     names += ["Upstream accounts", "Users", "System", "Migrations"]
     places = [text.index(f">{name}<") for name in names]
     assert places == sorted(places)
@@ -157,3 +159,17 @@ def test_pages_hold_no_inline_code_and_nothing_from_elsewhere(admin_client, name
         admin_client.logout()
     parser.feed(text_of(admin_client, reverse(f"admin:{name}", args=args)))
     assert parser.found == []
+
+
+def test_every_page_has_the_policy_and_the_reporting_zone(admin_client, client, settings):
+    settings.REPORTING_ZONE = ZoneInfo("Asia/Kolkata")
+    response = admin_client.get("/admin/")
+    assert response.headers["Content-Security-Policy"] == POLICY
+    assert "unsafe" not in POLICY
+    assert "Asia/Kolkata" in response.content.decode()
+    assert client.get("/admin/nothing/").headers["Content-Security-Policy"] == POLICY
+
+
+def test_the_current_page_is_marked(admin_client):
+    text = text_of(admin_client, "/admin/migrations/")
+    assert re.findall(r'aria-current="page">([^<]+)<', text) == ["Migrations"]

@@ -20,19 +20,23 @@ ROOTS = (
     "qwenproxy.api",
     "qwenproxy.asgi",
     "qwenproxy.asgi_handler",
+    "qwenproxy.dashboard",
     "qwenproxy.doctor",
     "qwenproxy.health",
     "qwenproxy.management",
     "qwenproxy.settings",
     "qwenproxy.urls",
 )
-# Every module may import these two.
-SHARED = ("qwenproxy.wire", "qwenproxy.errors")
+# Every module may import these.
+SHARED = ("qwenproxy.wire", "qwenproxy.errors", "qwenproxy.display")
 # Package -> which of our others it may import; an entry covers what lies below it.
 MAY_IMPORT = {
     "qwenproxy.wire": (),
     "qwenproxy.errors": ("qwenproxy.wire",),
     "qwenproxy.metrics": (),
+    "qwenproxy.display": (),
+    "qwenproxy.admin_pages": (),
+    "qwenproxy.templatetags": ("qwenproxy.display",),
     "qwenproxy.checks": (),
     "qwenproxy.logs": SHARED,
     "qwenproxy.database": SHARED,
@@ -45,12 +49,14 @@ MAY_IMPORT = {
         "qwenproxy.database",
         "qwenproxy.transaction",
         "qwenproxy.access.models",
+        "qwenproxy.access.staff",
     ),
     "requests_app": (
         *SHARED,
         "qwenproxy.database",
         "qwenproxy.transaction",
         "qwenproxy.access.models",
+        "qwenproxy.access.staff",
         "sessions_app",
     ),
 }

@@ -70,6 +70,10 @@ class ApiKey(models.Model):
 
     class Meta:
         verbose_name = "API key"
+        permissions: ClassVar = [
+            ("use_playground", "Can use the playground"),
+            ("view_health", "Can see the health page"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.name} ({self.prefix}…)"

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+from django.apps import apps
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import AnonymousUser, Group, User
+from django.core.exceptions import PermissionDenied
+from django.core.management import call_command
+from django.http import HttpResponse
+
+from qwenproxy.access import staff
+from requests_app.models import Request
+from tests.factories import make_session
+
+pytestmark = pytest.mark.django_db
+
+
+def names(group: str) -> set[str]:
+    rows = Group.objects.get(name=group).permissions.select_related("content_type")
+    return {f"{row.content_type.app_label}.{row.codename}" for row in rows}
+
+
+def make_groups() -> None:
+    staff._make_groups(apps=apps, using="default")
+
+
+def test_each_group_may_what_the_one_before_may_and_more():
+    make_groups()
+    assert names("Viewer") < names("Auditor") < names("Operator")
+    assert staff.VIEW_PAYLOAD not in names("Viewer")
+    assert staff.USE_PLAYGROUND in names("Operator")
+    assert not [name for name in names("Operator") if ".delete_" in name or "user" in name]
+
+
+def test_a_group_that_exists_is_never_changed():
+    make_groups()
+    Group.objects.get(name="Viewer").permissions.clear()
+    make_groups()
+    assert names("Viewer") == set()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_migrate_makes_them():
+    Group.objects.all().delete()
+    call_command("migrate", verbosity=0)
+    assert set(Group.objects.values_list("name", flat=True)) >= {"Viewer", "Auditor", "Operator"}
+
+
+@staff.gateway_view(staff.VIEW_PAYLOAD)
+def guarded(request):
+    return HttpResponse("content")
+
+
+@pytest.fixture
+def request_of(rf):
+    def make(user):
+        request = rf.get("/admin/x/")
+        request.user = user
+        return request
+
+    return make
+
+
+def test_the_guard(request_of):
+    make_groups()
+    assert guarded(request_of(AnonymousUser())).status_code == 302
+    someone = User.objects.create_user("someone", is_staff=True)
+    with pytest.raises(PermissionDenied):
+        guarded(request_of(someone))
+    someone.groups.add(Group.objects.get(name="Auditor"))
+    response = guarded(request_of(User.objects.get(pk=someone.pk)))
+    assert response.content == b"content"
+    assert "no-store" in response.headers["Cache-Control"]
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"), [("all", (True, True)), ("errors", (False, True)), ("off", (False,) * 2)]
+)
+def test_content_can_be_hidden_from_everyone(request_of, settings, shown, expected):
+    settings.PAYLOADS = shown
+    request = request_of(User(username="root", is_superuser=True, is_active=True))
+    assert (staff.may_read(request), staff.may_read(request, has_failed=True)) == expected
+
+
+def test_what_was_seen_and_taken_is_noted(request_of):
+    user = User.objects.create_superuser("root")
+    session = make_session()
+    staff.audit(request_of(user), staff.VIEWED, session)
+    staff.audit(request_of(user), staff.EXPORTED, Request, rows=3, filter={"span": "24h"})
+    exported, viewed = LogEntry.objects.order_by("-id")
+    assert (viewed.object_id, viewed.action_flag) == (str(session.pk), staff.VIEWED)
+    assert exported.content_type.model == "request"
+    assert exported.change_message == '{"rows": 3, "filter": {"span": "24h"}}'
