@@ -57,13 +57,22 @@ NAVIGATION: tuple[tuple[str, tuple[Page, ...]], ...] = (
                 "admin:access_upstreamaccount_changelist",
                 (staff.VIEW_ACCOUNTS,),
             ),
-            Page("Users", "admin:auth_user_changelist", ("auth.view_user",)),
-            Page("Groups", "admin:auth_group_changelist", ("auth.view_group",)),
+            Page(
+                "Users & groups",
+                "admin:auth_user_changelist",
+                ("auth.view_user",),
+                also=("admin:auth_group_changelist",),
+            ),
         ),
     ),
     (
         "System",
-        (Page("Migrations", "admin:migrations", also=("admin:schema_migrationevent_changelist",)),),
+        (
+            Page(
+                "Migrations", "admin:migrations", also=("admin:schema_migrationevent_changelist",)
+            ),
+            Page("Audit", "admin:admin_logentry_changelist", (staff.VIEW_AUDIT,)),
+        ),
     ),
 )
 

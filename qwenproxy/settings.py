@@ -373,6 +373,7 @@ INSTALLED_APPS = [
     "qwenproxy.schema.apps.SchemaConfig",
     "sessions_app.apps.SessionsAppConfig",
     "requests_app.apps.RequestsAppConfig",
+    "qwenproxy.dashboard.apps.DashboardConfig",
 ]
 # For the admin alone: /v1 runs on asgi_handler with an empty middleware list.
 MIDDLEWARE = [

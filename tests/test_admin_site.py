@@ -26,7 +26,8 @@ def text_of(client, url):
 def test_the_navigation_is_by_task(admin_client):
     text = text_of(admin_client, "/admin/")
     names = ["Overview", "Traffic", "Sessions", "Requests", "Access", "API keys"]
-    names += ["Upstream accounts", "Users", "System", "Migrations"]
+    names += ["Upstream accounts", "Users &amp; groups", "System"]
+    names += ["Migrations", "Audit"]
     places = [text.index(f">{name}<") for name in names]
     assert places == sorted(places)
     assert "banner" not in text

@@ -1,0 +1,100 @@
+"""Who may sign in here, and as what: Django's users and groups, with the choices that matter at hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.contrib import admin
+from django.contrib.auth.admin import GroupAdmin, UserAdmin
+from django.contrib.auth.models import Group, User
+from django.db.models import Field, ManyToManyField, QuerySet
+from django.forms import CheckboxSelectMultiple
+from django.http import HttpRequest
+from django.utils.safestring import SafeString
+
+from qwenproxy import display
+
+# Generic for the type checker alone.
+if TYPE_CHECKING:
+    UserModelAdmin = UserAdmin[User]
+else:
+    UserModelAdmin = UserAdmin
+
+_ROLES = (
+    "Viewer sees lists, counters and statistics, and nothing of what was said. Auditor also reads "
+    "conversations and bodies, exports them, and reads the audit log. Operator also manages API keys and "
+    "upstream accounts, and uses the playground. Users, groups and deletion are a superuser's."
+)
+_ACTIVE = ("is_active", "is_staff", "is_superuser", "groups")
+
+
+class StaffAdmin(UserModelAdmin):
+    list_display = ("username", "email", "role", "is_active", "last_sign_in")
+    list_filter = ("is_active", "is_superuser", "groups")
+    list_select_related = False
+    ordering = ("username",)
+    show_full_result_count = False
+    filter_horizontal = ("user_permissions",)
+    # As times of the past; two inputs for one moment would have one label.
+    readonly_fields = ("last_login", "date_joined")
+    fieldsets = (
+        (None, {"fields": ("username", "password")}),
+        ("May", {"fields": _ACTIVE}),
+        ("Person", {"fields": ("first_name", "last_name", "email")}),
+        ("Single permissions", {"fields": ("user_permissions",), "classes": ("collapse",)}),
+        ("Times", {"fields": ("last_login", "date_joined")}),
+    )
+    add_fieldsets = (
+        (
+            None,
+            {
+                "classes": ("wide",),
+                "fields": ("username", "usable_password", "password1", "password2"),
+            },
+        ),
+        ("May", {"classes": ("wide",), "fields": ("is_staff", "groups", "is_superuser")}),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[User]:
+        return super().get_queryset(request).prefetch_related("groups")
+
+    def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
+        # Nobody else has anything to do here; and no password out of an address.
+        return {"is_staff": True}
+
+    def formfield_for_manytomany(
+        self, db_field: ManyToManyField[Any, Any], request: HttpRequest, **kwargs: Any
+    ) -> Any:
+        if db_field.name == "groups":
+            kwargs["widget"] = CheckboxSelectMultiple()
+        return super().formfield_for_manytomany(db_field, request, **kwargs)
+
+    def formfield_for_dbfield(
+        self, db_field: Field[Any, Any], request: HttpRequest, **kwargs: Any
+    ) -> Any:
+        field = super().formfield_for_dbfield(db_field, request, **kwargs)
+        if field is not None and db_field.name == "is_staff":
+            field.label, field.help_text = "Staff", "May sign in to the admin."
+        if field is not None and db_field.name == "groups":
+            # Else Django tells how to select several in a list that is none.
+            field.help_text = _ROLES
+        return field
+
+    @admin.display(description="role")
+    def role(self, user: User) -> str:
+        if user.is_superuser:
+            return "superuser"
+        if not user.is_staff:
+            return "may not sign in here"
+        return ", ".join(group.name for group in user.groups.all()) or "staff without a group"
+
+    @admin.display(description="last sign-in", ordering="last_login")
+    def last_sign_in(self, user: User) -> SafeString:
+        return display.ago(user.last_login)
+
+
+class StaffGroupAdmin(GroupAdmin):
+    show_full_result_count = False
+
+    def get_fieldsets(self, request: HttpRequest, obj: Group | None = None) -> Any:
+        return [(None, {"fields": ("name", "permissions"), "description": _ROLES})]
