@@ -18,6 +18,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, URLResolver, path, reverse
 
 from qwenproxy.access import staff
+from qwenproxy.access.traffic import Group, Span, Traffic
 from qwenproxy.proxy.discovery import Found, found
 from qwenproxy.schema.status import read_brief, read_overview
 
@@ -46,6 +47,7 @@ NAVIGATION: tuple[tuple[str, tuple[Page, ...]], ...] = (
         (
             Page("Sessions", "admin:sessions_app_session_changelist", (staff.VIEW_SESSIONS,)),
             Page("Requests", "admin:requests_app_request_changelist", (staff.VIEW_REQUESTS,)),
+            Page("Live tail", "admin:live", (staff.VIEW_REQUESTS,)),
         ),
     ),
     (
@@ -85,7 +87,12 @@ class GatewayAdminSite(AdminSite):
     site_url = None
 
     def get_urls(self) -> list[URLPattern | URLResolver]:
+        # Not at the top: this module is loaded before the models are.
+        from requests_app.live import live, live_rows
+
         own: list[URLPattern | URLResolver] = [
+            path("live/", live, name="live"),
+            path("live/rows/", live_rows, name="live_rows"),
             path("migrations/", staff.gateway_view()(self.migrations), name="migrations"),
             path(
                 "test-accounts/",
@@ -110,6 +117,13 @@ class GatewayAdminSite(AdminSite):
         discovered = discovered_upstreams() if schema.is_clean else []
         context = {"schema": schema, "discovered": discovered, **(extra_context or {})}
         return super().index(request, context)
+
+    def traffic(self, group: Group, ids: Sequence[int], spans: Sequence[Span]) -> Traffic:
+        """What keys or accounts did of late, for their pages (`access.traffic.TrafficSite`)."""
+        # Not at the top: this module is loaded before the models are.
+        from qwenproxy.dashboard.traffic import read_traffic
+
+        return read_traffic(group, ids, spans)
 
     def migrations(self, request: HttpRequest) -> HttpResponse:
         """Show where the schema stands and how it came there; changes nothing.

@@ -33,6 +33,7 @@ VIEW_SESSIONS = "sessions_app.view_session"
 # What was said: transcripts, bodies, titles, exports of them.
 VIEW_PAYLOAD = "requests_app.view_payload"
 VIEW_KEYS = "access.view_apikey"
+CHANGE_KEYS = "access.change_apikey"
 VIEW_ACCOUNTS = "access.view_upstreamaccount"
 CHANGE_ACCOUNTS = "access.change_upstreamaccount"
 USE_PLAYGROUND = "access.use_playground"
