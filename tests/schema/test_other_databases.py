@@ -13,6 +13,9 @@ import pytest
 
 from tests.schema.conftest import CREATE, Project
 
+# Each starts many processes.
+pytestmark = pytest.mark.slow
+
 TESTS = """\
 from django.db import connection
 from django.test import TestCase

@@ -64,6 +64,7 @@ def lock_held(project: Project) -> Iterator[None]:
             yield
 
 
+@pytest.mark.slow
 def test_with_nothing_to_do_none_takes_the_lock(any_project):
     assert any_project.run("migrate", "-v0").returncode == 0
     with lock_held(any_project):

@@ -17,6 +17,7 @@ def names(document: dict, key: str) -> list[str]:
     return [f"{row['app']}.{row['name']}" for row in document[key]]
 
 
+@pytest.mark.slow
 def test_each_state_is_told(migrated):
     edited = migrated.add_migration("0001_edited", CREATE.format(number=1))
     assert migrated.run("migrate", "-v0").returncode == 0
@@ -107,6 +108,7 @@ def test_a_line_says_what_a_pending_migration_does_to_whom(migrated):
     assert "3 pending  0 failed" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [

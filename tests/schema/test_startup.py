@@ -53,6 +53,7 @@ def test_a_database_ahead_of_the_code_is_refused(migrated):
     assert migrated.database.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_rolled_back_migration_is_not_applied_again(migrated):
     migrated.add_migration("0001_step", CREATE.format(number=1))
     assert migrated.run("migrate", "-v0").returncode == 0

@@ -59,6 +59,7 @@ def in_c_locale(project: Project, *command: str) -> tuple[int, bytes]:
     return ended.returncode, ended.stdout + ended.stderr
 
 
+@pytest.mark.slow
 def test_ascii_tells_all(every_state):
     printed = {}
     for code, *command in (

@@ -38,6 +38,7 @@ def execute(project: Project, *statements: str) -> None:
             connection.execute(statement)
 
 
+@pytest.mark.slow
 def test_what_hands_have_done_is_found_and_mended(any_project):
     any_project.add_migration("0001_fill", FILL)
     assert any_project.run("migrate", "-v0").returncode == 0
