@@ -133,6 +133,22 @@ def revoke_api_key(api_key: ApiKey) -> bool:
     return is_first
 
 
+def expire_api_key(api_key: ApiKey) -> bool:
+    """Refuse the key from now on, until it is given another end.
+
+    Returns False where it is revoked or has expired already.
+    """
+    with transaction.atomic():
+        row = ApiKey.objects.select_for_update().get(pk=api_key.pk)
+        now = timezone.now()
+        is_first = key_fields.state_of(row, now) == "active"
+        if is_first:
+            row.expires_at = now
+            row.save(update_fields=["expires_at"])
+    api_key.expires_at = row.expires_at
+    return is_first
+
+
 def find_api_key(reference: str) -> ApiKey:
     """Find a key by its id, its visible prefix or its name, as an operator types it.
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
+import shlex
 from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 import pytest
+from django.conf import settings
 from django.contrib.admin.models import LogEntry
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
@@ -16,7 +21,9 @@ from qwenproxy.access import keys
 from qwenproxy.access.models import ApiKey, KeyUsage, Limits
 from tests.access.test_accounts import all_rows
 from tests.access.test_admin import act, change_url, viewer
-from tests.factories import make_api_key
+from tests.factories import make_api_key, make_session
+from tests.requests_app.ended import make_ended
+from tests.requests_app.test_rollups import roll_all
 
 pytestmark = pytest.mark.django_db
 
@@ -93,12 +100,17 @@ def test_the_list_names_keys_without_their_hashes(admin_client):
     assert row.secret_hash not in page + admin_client.get(change_url(row)).content.decode()
 
 
+def revoke(client, *rows):
+    form = {"action": "revoke", "confirmed": "1", "_selected_action": [row.pk for row in rows]}
+    return client.post(KEYS, form, follow=True)
+
+
 def test_revoking_is_for_good(admin_client):
     row, _ = keys.create_api_key(name="k", scopes=["chat"])
-    act(admin_client, "revoke", row)
+    revoke(admin_client, row)
     row.refresh_from_db()
     first = row.revoked_at
-    act(admin_client, "revoke", row)
+    revoke(admin_client, row)
     row.refresh_from_db()
     assert row.revoked_at == first is not None
     assert 'name="revoked_at' not in admin_client.get(change_url(row)).content.decode()
@@ -106,7 +118,9 @@ def test_revoking_is_for_good(admin_client):
 
 def test_rotating_shows_the_new_secret_once(admin_client):
     row, old = keys.create_api_key(name="k", scopes=["chat"])
-    secret = shown_secret(act(admin_client, "rotate", row))
+    page = act(admin_client, "rotate", row)
+    assert page.redirect_chain == [(page_url(row, "rotate"), 302)]
+    secret = shown_secret(admin_client.post(page_url(row, "rotate"), {"overlap": "24h"}))
     row.refresh_from_db()
     assert row.secret_hash == keys.hash_api_key(secret)
     assert row.previous_hash == keys.hash_api_key(old)
@@ -116,7 +130,8 @@ def test_only_one_key_that_is_in_use_is_rotated(admin_client):
     rows = [keys.create_api_key(name=name, scopes=["chat"])[0] for name in "ab"]
     assert "Select one key" in act(admin_client, "rotate", *rows).content.decode()
     keys.revoke_api_key(rows[0])
-    assert "cannot be rotated" in act(admin_client, "rotate", rows[0]).content.decode()
+    answer = admin_client.post(page_url(rows[0], "rotate"), {"overlap": "24h"}, follow=True)
+    assert "cannot be rotated" in answer.content.decode()
 
 
 def test_keys_are_not_deleted(admin_client):
@@ -154,7 +169,7 @@ def test_everything_that_a_key_has_can_be_entered_and_changed(admin_client):
     assert row.limits == Limits(requests_per_minute=0, tokens_per_month=10**12)
     assert row.recorded == "metadata"
     page = admin_client.get(change_url(row)).content.decode()
-    assert 'value="2999-01-31 12:00"' in page
+    assert 'value="2999-01-31T12:00"' in page
     assert "qwen3-*\nqwq</textarea>" in page
     admin_client.post(change_url(row), key_form(expires_at="", tokens_per_day="5"))
     row.refresh_from_db()
@@ -165,7 +180,7 @@ def test_everything_that_a_key_has_can_be_entered_and_changed(admin_client):
 def test_an_end_that_is_not_touched_stays_to_the_second_and_in_the_past(admin_client):
     end = datetime(2026, 1, 31, 12, 0, 59, 123456, tzinfo=UTC)
     row = make_api_key(expires_at=end)
-    form = key_form(name="renamed", expires_at="2026-01-31 12:00")
+    form = key_form(name="renamed", expires_at="2026-01-31T12:00")
     assert admin_client.post(change_url(row), form).status_code == 302
     row.refresh_from_db()
     assert (row.name, row.expires_at) == ("renamed", end)
@@ -189,24 +204,28 @@ def test_a_form_that_was_open_meanwhile_takes_nothing_back(admin_client, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("fields", "state", "text"),
+    ("fields", "lists", "text"),
     [
-        pytest.param({}, "active", "active", id="active"),
+        pytest.param({}, {"", "active", "all"}, "active", id="active"),
         pytest.param(
-            {"expires_at": timedelta(days=3, hours=1)}, "active", "expires in 3 days", id="ending"
+            {"expires_at": timedelta(days=3, hours=1)},
+            {"", "active", "expiring", "all"},
+            "in 3 days",
+            id="ending",
         ),
-        pytest.param({"expires_at": timedelta(0)}, "expired", "expired", id="expired"),
-        pytest.param({"revoked_at": timedelta(0)}, "revoked", "revoked", id="revoked"),
+        pytest.param({"expires_at": timedelta(0)}, {"", "expired", "all"}, "expired", id="expired"),
+        pytest.param({"revoked_at": timedelta(0)}, {"revoked", "all"}, "revoked", id="revoked"),
     ],
 )
-def test_the_list_shows_states_and_is_filtered_by_them(admin_client, fields, state, text):
+def test_the_list_shows_states_and_is_filtered_by_them(admin_client, fields, lists, text):
     now = timezone.now()
     row = make_api_key("the-key", **{name: now + span for name, span in fields.items()})
-    for asked in ("active", "expired", "revoked"):
-        page = admin_client.get(KEYS, {"state": asked}).content.decode()
-        assert ("the-key" in page) == (asked == state)
-        assert (f'field-state">{text}<' in page) == (asked == state)
-    assert text in admin_client.get(change_url(row)).content.decode()
+    for asked in ("", "active", "expiring", "expired", "revoked", "all", "forged"):
+        page = admin_client.get(KEYS, {"state": asked} if asked else {}).content.decode()
+        is_there = (asked if asked != "forged" else "") in lists
+        assert ("the-key" in page) == is_there
+        assert (f">{text}<" in page) >= is_there
+    assert f">{text}<" in admin_client.get(change_url(row)).content.decode()
 
 
 def test_the_list_asks_the_database_as_often_for_many_keys_as_for_one(admin_client):
@@ -218,8 +237,9 @@ def test_the_list_asks_the_database_as_often_for_many_keys_as_for_one(admin_clie
     make_api_key(tokens_per_day=5)
     few = queries()
     for _ in range(10):
-        make_api_key(tokens_per_day=5)
-    assert queries() == few
+        key = make_api_key(tokens_per_day=5)
+        make_ended([make_session(key)], [timezone.now() - timedelta(minutes=1)])
+    assert queries() == few <= 14
 
 
 def test_a_key_shows_its_limits_and_what_it_has_used(admin_client):
@@ -228,10 +248,11 @@ def test_a_key_shows_its_limits_and_what_it_has_used(admin_client):
     KeyUsage.objects.create(
         api_key=row, span="day", slot=int(now.timestamp() // 86400), requests=3, tokens=1234
     )
-    assert "4 at once, 2,000,000 tokens/day" in admin_client.get(KEYS).content.decode()
-    page = admin_client.get(change_url(row)).content.decode()
-    assert "3 requests and 1,234 tokens in this day" in page
-    assert "last minute" not in page
+    for url in (KEYS, change_url(row)):
+        page = admin_client.get(url).content.decode()
+        assert "0 of 4 at once used" in page
+        assert "1,234 of 2,000,000 tokens/day used" in page
+        assert "requests/min" not in page
     assert "not counted" in admin_client.get(change_url(make_api_key())).content.decode()
 
 
@@ -279,3 +300,158 @@ def test_the_page_of_a_key_revokes_it_once_asked_twice(admin_client):
 @pytest.mark.parametrize("object_id", ["0", "x", "9" * 30])
 def test_a_page_of_no_key_is_not_found(admin_client, page, object_id):
     assert admin_client.get(f"{KEYS}{object_id}/{page}/").status_code == 404
+
+
+TOKEN = "t" * 32
+
+
+def test_a_form_that_is_sent_again_makes_no_second_key_and_shows_nothing(admin_client):
+    token = re.search(
+        r'name="once" value="([\w-]{32})"', admin_client.get(KEYS + "add/").content.decode()
+    )[1]
+    secret = shown_secret(admin_client.post(KEYS + "add/", key_form(once=token)))
+    row = ApiKey.objects.get()
+    again = admin_client.post(KEYS + "add/", key_form(once=token), follow=True)
+    assert again.redirect_chain == [(change_url(row), 302)]
+    assert "was sent before" in again.content.decode()
+    assert secret not in again.content.decode()
+    assert list(ApiKey.objects.all()) == [row]
+    assert LogEntry.objects.count() == 1
+
+
+def test_a_rotation_that_is_sent_again_rotates_once(admin_client):
+    row, _ = keys.create_api_key(name="k")
+    form = {"overlap": "24h", "once": TOKEN}
+    secret = shown_secret(admin_client.post(page_url(row, "rotate"), form))
+    again = admin_client.post(page_url(row, "rotate"), form, follow=True)
+    assert "was sent before" in again.content.decode()
+    row.refresh_from_db()
+    assert row.secret_hash == keys.hash_api_key(secret)
+    assert LogEntry.objects.count() == 1
+
+
+@pytest.mark.parametrize("token", ["", "x", "\0" * 32, "é" * 32, "a" * 33])
+def test_a_forged_token_is_none(admin_client, token):
+    for _ in range(2):
+        shown_secret(admin_client.post(KEYS + "add/", key_form(once=token)))
+    assert ApiKey.objects.count() == 2
+
+
+def test_a_token_opens_no_session(admin_client, client):
+    admin_client.post(KEYS + "add/", key_form(once=TOKEN))
+    client.cookies[settings.SESSION_COOKIE_NAME] = "once" + TOKEN
+    assert client.get(KEYS).status_code == 302
+
+
+def test_a_form_with_a_mistake_can_be_sent_again(admin_client):
+    page = admin_client.post(KEYS + "add/", key_form(once=TOKEN, name="")).content.decode()
+    assert f'name="once" value="{TOKEN}"' in page
+    shown_secret(admin_client.post(KEYS + "add/", key_form(once=TOKEN)))
+
+
+def test_the_page_of_the_secret_says_how_to_use_it(admin_client, settings):
+    settings.PUBLIC_URL = "https://gateway.example"
+    form = key_form(allowed_models="qwen*\nit's <b>")
+    answer = admin_client.post(KEYS + "add/", form)
+    secret, page = shown_secret(answer), html.unescape(answer.content.decode())
+    assert (
+        f"curl https://gateway.example/v1/chat/completions \\\n  -H 'Authorization: Bearer {secret}'"
+        in page
+    )
+    assert "export OPENAI_BASE_URL=https://gateway.example/v1" in page
+    body = re.search(r"-d (.*)</pre>", page)[1]
+    assert json.loads(shlex.split(body)[0])["model"] == "it's <b>"
+    assert "<b>" not in answer.content.decode()
+
+
+def test_a_key_that_may_not_ask_models_is_shown_what_it_may(admin_client):
+    page = admin_client.post(KEYS + "add/", key_form(scopes=["records"])).content.decode()
+    assert "/v1/sessions" in page
+    assert "chat/completions" not in page
+
+
+def test_moments_are_those_of_the_reporting_zone(admin_client, settings):
+    settings.REPORTING_ZONE = ZoneInfo("Asia/Kolkata")
+    admin_client.post(KEYS + "add/", key_form(expires_at="2999-01-31T12:00"))
+    row = ApiKey.objects.get()
+    assert row.expires_at == datetime(2999, 1, 31, 6, 30, tzinfo=UTC)
+    page = admin_client.get(change_url(row)).content.decode()
+    assert 'type="datetime-local" name="expires_at" value="2999-01-31T12:00"' in page
+    assert "In Asia/Kolkata" in page
+
+
+def test_keys_are_disabled_and_enabled_again(admin_client):
+    row, gone = make_api_key(), make_api_key(revoked_at=timezone.now())
+    page = act(admin_client, "expire", row, gone).content.decode()
+    assert "1 disabled." in page
+    row.refresh_from_db()
+    gone.refresh_from_db()
+    assert row.expires_at <= timezone.now()
+    assert gone.expires_at is None
+    assert "expired at once" in LogEntry.objects.get().change_message
+    admin_client.post(change_url(row), key_form(expires_at=""))
+    row.refresh_from_db()
+    assert row.expires_at is None
+
+
+def test_several_keys_are_revoked_once_asked_twice(admin_client):
+    rows = [make_api_key(f"key-{name}") for name in "ab"]
+    page = act(admin_client, "revoke", *rows).content.decode()
+    assert "Revoke 2 keys" in page
+    assert "key-a" in page
+    assert not ApiKey.objects.filter(revoked_at__isnull=False).exists()
+    assert "2 revoked." in revoke(admin_client, *rows).content.decode()
+    assert not ApiKey.objects.filter(revoked_at=None).exists()
+
+
+def test_a_key_shows_what_it_did_of_late(admin_client):
+    row, idle = make_api_key("busy"), make_api_key("idle")
+    session, now = make_session(row), timezone.now()
+    make_ended([session], [now - timedelta(hours=1)] * 2 + [now - timedelta(days=2)])
+    make_ended([session], [now - timedelta(hours=2)], status="failed", error_code="x")
+    roll_all(now)
+    with CaptureQueriesContext(connection) as captured:
+        page = admin_client.get(KEYS).content.decode()
+    assert not [query for query in captured if "upstream_response" in query["sql"]]
+    assert re.search(rf'\?key={row.pk}&amp;span=24h">3</a>', page)
+    assert "1 h ago" in page
+    assert "not on record" in page
+    page = admin_client.get(change_url(row)).content.decode()
+    assert "3 requests</a>" in page
+    assert "4 requests</a>" in page
+    assert "1 failed" in page
+    assert f"?key={row.pk}&amp;span=all" in page
+    assert "no requests" in admin_client.get(change_url(idle)).content.decode()
+
+
+def test_hostile_names_stay_inert(admin_client):
+    name = "<script>alert(1)</script>" + "\u202e" + "x" * 40
+    row = make_api_key(name, allowed_models="<img src=x onerror=alert(1)>\n" + "m" * 200)
+    for url in (KEYS, change_url(row), page_url(row, "revoke"), page_url(row, "rotate")):
+        page = admin_client.get(url).content.decode()
+        assert "<script>alert" not in page
+        assert "<img src=x" not in page
+        assert "&lt;script&gt;" in page
+
+
+def test_changes_are_in_the_audit_log_without_secrets(admin_client):
+    answer = admin_client.post(KEYS + "add/", key_form())
+    row, secrets = ApiKey.objects.get(), [shown_secret(answer)]
+    admin_client.post(change_url(row), key_form(name="other", tokens_per_day="5"))
+    secrets.append(shown_secret(admin_client.post(page_url(row, "rotate"), {"overlap": "1h"})))
+    admin_client.post(page_url(row, "revoke"))
+    entries = list(LogEntry.objects.order_by("id"))
+    said = [entry.get_change_message() for entry in entries]
+    assert said == ["Added.", "Changed Name and Tokens per day.", "Rotated.", "Revoked."]
+    row.refresh_from_db()
+    told = "".join(f"{entry.object_repr}{entry.change_message}" for entry in entries)
+    for secret in (*secrets, row.secret_hash, row.previous_hash):
+        assert secret not in told
+
+
+def test_who_may_only_look_sees_no_figures_of_requests_to_follow(client):
+    row = make_api_key()
+    make_ended([make_session(row)], [timezone.now() - timedelta(hours=1)])
+    client.force_login(viewer("apikey"))
+    for url in (KEYS, change_url(row)):
+        assert "requests_app/request" not in client.get(url).content.decode()
