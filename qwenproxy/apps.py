@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from django.apps import AppConfig, apps
+from django.apps import AppConfig
 from django.contrib.admin.apps import AdminConfig
 
 
@@ -15,11 +15,6 @@ class GatewayConfig(AppConfig):
     def ready(self) -> None:
         # Checks register on import, which needs the app registry.
         from qwenproxy import checks  # noqa: F401
-
-        # Models can be imported only now.
-        from qwenproxy.access.staff import connect_groups
-
-        connect_groups(apps.get_app_config("requests_app"))
 
 
 class GatewayAdminConfig(AdminConfig):

@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 from django.apps import apps
 from django.contrib.admin.models import LogEntry
-from django.contrib.auth.models import AnonymousUser, Group, User
+from django.contrib.auth.models import AnonymousUser, Group, Permission, User
 from django.core.exceptions import PermissionDenied
 from django.core.management import call_command
+from django.core.management.sql import emit_post_migrate_signal
 from django.http import HttpResponse
 
 from qwenproxy.access import staff
@@ -30,6 +31,13 @@ def test_each_group_may_what_the_one_before_may_and_more():
     assert staff.VIEW_PAYLOAD not in names("Viewer")
     assert staff.USE_PLAYGROUND in names("Operator")
     assert not [name for name in names("Operator") if ".delete_" in name or "user" in name]
+
+
+def test_the_first_migration_of_a_new_database_makes_them():
+    Group.objects.all().delete()
+    Permission.objects.all().delete()
+    emit_post_migrate_signal(verbosity=0, interactive=False, db="default")
+    assert set(Group.objects.values_list("name", flat=True)) == set(staff.GROUPS)
 
 
 def test_a_group_that_exists_is_never_changed():
