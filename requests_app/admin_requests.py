@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Q, QuerySet
+from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils.html import format_html
@@ -16,24 +17,13 @@ from requests_app.admin_pages import PageAdmin
 from requests_app.conversation import MAX_CHARS, Fold, pretty, size
 from requests_app.models import Request, Response
 from requests_app.records import load_request
-from sessions_app.admin import SpanFilter
+from requests_app.request_filters import DEFAULT_SPAN, request_filters, sort_of
+from sessions_app.chips import Filter
 from sessions_app.paging import Sort
 
 
 def _pill(status: str) -> SafeString:
     return format_html('<span class="pill pill-{}">{}</span>', status, status.replace("_", " "))
-
-
-class _StatusFilter(admin.SimpleListFilter):
-    title = "status"
-    parameter_name = "status"
-    column = "status"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(name, name.replace("_", " ").capitalize()) for name, _ in Response.STATUSES]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
-        return queryset.filter(Q((self.column, self.value()))) if self.value() else None
 
 
 class RequestAdmin(PageAdmin):
@@ -69,23 +59,16 @@ class RequestAdmin(PageAdmin):
     id_prefixes = ("req_", "chatcmpl-", "cmpl-")
     search_help_text = "A request's or a response's id, or how it begins."
 
-    class CreatedFilter(SpanFilter):
-        def column_of(self, request: HttpRequest) -> str:
-            return "response__created_at" if request.GET.get("status") else "created_at"
+    default_span = DEFAULT_SPAN
 
-    class StatusFilter(_StatusFilter):
-        column = "response__status"
-
-    list_filter = (CreatedFilter, StatusFilter, "api_key")
+    def filters(self, request: HttpRequest) -> Sequence[Filter]:
+        return request_filters()
 
     def searched(self, term: str) -> str:
         return "request_id" if term.startswith("req_") else "response__response_id"
 
     def sort(self, request: HttpRequest) -> Sort:
-        # The index of statuses is the response's.
-        if request.GET.get("status"):
-            return Sort("response__created_at", "response__id")
-        return Sort("created_at")
+        return sort_of(request.GET)
 
     @admin.display(description="time")
     def time(self, request_row: Request) -> str:
@@ -152,36 +135,16 @@ def _panel(name: str, body: Any, is_whole: bool) -> Fold:
 
 
 class ResponseAdmin(PageAdmin):
-    """The right half of a request: its page is the request's."""
+    """The right half of a request: its pages are the requests'."""
 
-    list_display = ("time", "response_id", "status_pill", "error_code", "usage_source", "tokens")
-    list_columns = (
-        "response_id",
-        "request_id",
-        "status",
-        "error_code",
-        "usage_source",
-        "prompt_tokens",
-        "completion_tokens",
-        "created_at",
-    )
     deferred = ("reasoning", "upstream_response", "error_message")
-    search_fields = ("response_id",)
-    id_prefixes = ("chatcmpl-", "cmpl-")
-    search_help_text = "A response's id, or how it begins."
-    list_filter = (SpanFilter, _StatusFilter, "api_key")
 
-    @admin.display(description="time")
-    def time(self, response_row: Response) -> str:
-        return display.local_text(response_row.created_at)
-
-    @admin.display(description="status")
-    def status_pill(self, response_row: Response) -> SafeString:
-        return _pill(response_row.status)
-
-    @admin.display(description="tokens")
-    def tokens(self, response_row: Response) -> str:
-        return f"{response_row.prompt_tokens:,} → {response_row.completion_tokens:,}"
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        return HttpResponseRedirect(reverse("admin:requests_app_request_changelist"))
 
     def show(self, request: HttpRequest, row: Response) -> HttpResponse:
         return HttpResponseRedirect(

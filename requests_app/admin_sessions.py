@@ -5,7 +5,7 @@ Read-only but for the deletion of whole sessions, which goes the way of the API.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.contrib import admin
@@ -20,7 +20,8 @@ from qwenproxy import display
 from requests_app.admin_pages import PageAdmin
 from requests_app.conversation import load_conversation
 from requests_app.deletion import delete_session_rows
-from sessions_app.admin import RecordAdmin, SpanFilter
+from sessions_app.admin import RecordAdmin
+from sessions_app.chips import Filter, key_filter
 from sessions_app.models import Session
 from sessions_app.paging import Sort
 
@@ -40,11 +41,8 @@ class SessionAdmin(PageAdmin):
     search_fields = ("id",)
     search_help_text = "A session's id, or how it begins."
 
-    class LastActivityFilter(SpanFilter):
-        def column_of(self, request: HttpRequest) -> str:
-            return "last_accessed"
-
-    list_filter = (LastActivityFilter, "api_key")
+    def filters(self, request: HttpRequest) -> Sequence[Filter]:
+        return [key_filter()]
 
     def sort(self, request: HttpRequest) -> Sort:
         return Sort("last_accessed", has_text_id=True)

@@ -1,14 +1,15 @@
 """What the admin pages of all records share: read-only, and lists that cost the same at any size.
 
-A list is read by keyset (`older`, `newer`) from an index in its own order; its rows are counted up to
-10,000 and no further. Columns with texts are loaded by no list. The pages themselves are in
+A list is filtered by chips (`sessions_app.chips`) and read by keyset (`older`, `newer`) from an index in
+its own order; its rows are counted up to 10,000 and no further, and only where that is cheap. What takes
+longer than a second is stopped. Columns with texts are loaded by no list. The pages themselves are in
 `requests_app.admin`: each of them shows sessions and requests together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from django.contrib import admin
@@ -18,9 +19,10 @@ from django.core.paginator import Paginator
 from django.db import connection
 from django.db.models import Model, Q, QuerySet
 from django.db.models.expressions import Combinable
-from django.http import HttpRequest
-from django.utils import timezone
+from django.http import HttpRequest, HttpResponse
 
+from sessions_app.chips import ALL_TIME, SPANS, Chips, Filter
+from sessions_app.guard import Stopped, stopped_after
 from sessions_app.paging import MAX_TOTAL, Sort, beyond, read_position, write_position
 
 # Generic for the type checker alone.
@@ -30,48 +32,48 @@ else:
     ModelAdmin = admin.ModelAdmin
 
 _OLDER, _NEWER = "older", "newer"
-_SPANS = {
-    "1h": ("Last hour", timedelta(hours=1)),
-    "24h": ("Last 24 hours", timedelta(hours=24)),
-    "7d": ("Last 7 days", timedelta(days=7)),
-    "30d": ("Last 30 days", timedelta(days=30)),
-}
 
 
 class KeysetChangeList(ChangeList):
-    """A change list that is cut at a row, not at a number."""
+    """A change list that is filtered by chips, cut at a row, not at a number, and stopped in time."""
 
-    newer_url: str | None
-    older_url: str | None
-    count_text: str
+    chips: Chips
+    newer_url: str | None = None
+    older_url: str | None = None
+    # Empty: too much would be read to count them.
+    count_text = ""
+    # The queries took too long: there are no rows to show.
+    was_stopped = False
+    # Where there are no rows: when the newest one outside of the time was, and how to see it.
+    newest: datetime | None = None
+    wider: tuple[str, str] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.title = str(self.opts.verbose_name_plural).capitalize()
 
+    @property
+    def _admin(self) -> RecordAdmin:
+        # Only they ask for this list.
+        return cast("RecordAdmin", self.model_admin)
+
     def get_filters_params(self, params: dict[str, Any] | None = None) -> dict[str, Any]:
-        filters: dict[str, Any] = super().get_filters_params(params)
-        return {name: filters[name] for name in filters if name not in (_OLDER, _NEWER)}
+        # Parameters are the chips', never lookups.
+        return {}
 
     def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[str | Combinable]:
-        sort = self._sort(request)
-        return [f"-{sort.value}", f"-{sort.id}"]
-
-    def _sort(self, request: HttpRequest) -> Sort:
-        # Only they ask for this list.
-        return cast("RecordAdmin", self.model_admin).sort(request)
+        sort = self._admin.sort(request)
+        return [f"-{column}" for column in (sort.value, sort.id) if column]
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Any]:
-        rows = super().get_queryset(request, exclude_parameters)
-        return rows.only(*cast("RecordAdmin", self.model_admin).list_columns)
+        self.chips = self._admin.chips(request)
+        found = super().get_queryset(request, exclude_parameters).only(*self._admin.list_columns)
+        self._of_all_time = found.filter(self.chips.condition_of_all_time())
+        column = self._admin.time_column(request)
+        return self._of_all_time.filter(self.chips.window.condition(column))
 
     def get_results(self, request: HttpRequest) -> None:
-        sort = self._sort(request)
-        total = self.queryset.order_by()[: MAX_TOTAL + 1].count()
-        self.count_text = f"{MAX_TOTAL:,}+" if total > MAX_TOTAL else f"{total:,}"
-        rows, has_newer, has_older = self._cut(request, sort)
-        self.newer_url = self._url(_NEWER, sort, rows[0]) if has_newer else None
-        self.older_url = self._url(_OLDER, sort, rows[-1]) if has_older else None
+        rows = self._read(request, self._admin.sort(request))
         self.result_list = rows
         # Django's own pages: there is one. Equal counts keep it from telling them beside the search.
         self.result_count = self.full_result_count = len(rows)
@@ -81,13 +83,54 @@ class KeysetChangeList(ChangeList):
         self.multi_page = False
         self.paginator = Paginator(rows, self.list_per_page)
 
+    def _read(self, request: HttpRequest, sort: Sort) -> list[Any]:
+        rows: list[Any] | None = None
+        try:
+            with stopped_after():
+                rows, has_newer, has_older = self._cut(request, sort)
+                self.newer_url = self._url(_NEWER, sort, rows[0]) if has_newer else None
+                self.older_url = self._url(_OLDER, sort, rows[-1]) if has_older else None
+                # After the rows: they are shown also where there is no time left for this.
+                if rows and self.chips.is_countable:
+                    self.count_text = self._count()
+                elif not rows:
+                    self._look_further(request)
+        except Stopped:
+            self.was_stopped = rows is None
+        return rows or []
+
+    def _count(self) -> str:
+        total = self.queryset.order_by()[: MAX_TOTAL + 1].count()
+        return f"{MAX_TOTAL:,}+" if total > MAX_TOTAL else f"{total:,}"
+
+    def _look_further(self, request: HttpRequest) -> None:
+        chips = self.chips
+        if chips.window.span == ALL_TIME:
+            return
+        column = self._admin.time_column(request)
+        self.newest = self._of_all_time.values_list(column, flat=True).first()
+        if self.newest is None:
+            return
+        longer = [
+            (label, chips.span_url(name))
+            for name, (label, _, length) in SPANS.items()
+            if self.newest > chips.now - length
+        ]
+        self.wider = longer[0] if longer else ("all", chips.span_url(ALL_TIME))
+
+    @property
+    def narrower(self) -> list[tuple[str, str]]:
+        """Shorter times, for a list that was stopped."""
+        shorter = ("24h", "7d")
+        return [(SPANS[name][0], self.chips.span_url(name)) for name in shorter]
+
     def _cut(self, request: HttpRequest, sort: Sort) -> tuple[list[Any], bool, bool]:
         """The rows of the page, newest first, and whether there are newer and older ones."""
         size = self.list_per_page
         before = _position(request, _NEWER, sort)
         if before is not None:
             above = self.queryset.filter(beyond(sort, False, *before))
-            rows = list(above.order_by(str(sort.value), sort.id)[: size + 1])
+            rows = list(above.reverse()[: size + 1])
             if len(rows) > size:
                 return rows[:size][::-1], True, True
             # The top is reached: show it whole, with what came meanwhile.
@@ -99,9 +142,8 @@ class KeysetChangeList(ChangeList):
         return rows[:size], after is not None and bool(rows), len(rows) > size
 
     def _url(self, name: str, sort: Sort, row: Model) -> str:
-        value = _value(row, str(sort.value))
-        position = write_position(value, _value(row, sort.id))
-        return self.get_query_string({name: position}, remove=[_OLDER, _NEWER])
+        value = _value(row, sort.value) if sort.value else None
+        return self.chips.url(**{name: write_position(value, _value(row, sort.id))})
 
 
 def _position(request: HttpRequest, name: str, sort: Sort) -> Any:
@@ -122,26 +164,6 @@ def _value(row: Any, path: str) -> Any:
     return row
 
 
-class SpanFilter(admin.SimpleListFilter):
-    """The time of a list's order, up to now."""
-
-    title = "time"
-    parameter_name = "span"
-
-    def lookups(self, request: HttpRequest, model_admin: ModelAdmin) -> list[tuple[str, str]]:
-        return [(name, label) for name, (label, _) in _SPANS.items()]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
-        span = _SPANS.get(self.value() or "")
-        if span is None:
-            return None
-        column = self.column_of(request)
-        return queryset.filter(Q((f"{column}__gte", timezone.now() - span[1])))
-
-    def column_of(self, request: HttpRequest) -> str:
-        return "created_at"
-
-
 class RecordAdmin(ModelAdmin):
     """Base of the records' admins."""
 
@@ -156,6 +178,25 @@ class RecordAdmin(ModelAdmin):
     id_prefixes: ClassVar[Sequence[str]] = ()
     # Texts that the pages of single rows load themselves.
     deferred: ClassVar[Sequence[str]] = ()
+    # What the list shows where the address names no time.
+    default_span = ALL_TIME
+    # They would make every link of a list as long as its filters.
+    preserve_filters = False
+
+    def filters(self, request: HttpRequest) -> Sequence[Filter]:
+        """The filters of the list besides the time, in the order of their chips."""
+        return ()
+
+    def links(self, request: HttpRequest, chips: Chips) -> Sequence[tuple[str, str]]:
+        """Labels and addresses of what can be done with the whole list, such as its export."""
+        return ()
+
+    def chips(self, request: HttpRequest) -> Chips:
+        return Chips(request.GET, self.filters(request), self.default_span)
+
+    def time_column(self, request: HttpRequest) -> str:
+        """The time that the list's filter goes by: the one of its order, so that its index serves."""
+        return str(self.sort(request).value or "created_at")
 
     def sort(self, request: HttpRequest) -> Sort:
         """The order of the list: newest first by these columns, which an index has to hold."""
@@ -164,6 +205,12 @@ class RecordAdmin(ModelAdmin):
     @admin.display(description="API key")
     def key_name(self, row: Any) -> str:
         return str(row.api_key.name)
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        links = self.links(request, self.chips(request))
+        return super().changelist_view(request, {"list_links": links, **(extra_context or {})})
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return KeysetChangeList

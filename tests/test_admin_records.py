@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from urllib.parse import urlencode
 
 import pytest
 from django.contrib.auth.models import Permission, User
+from django.db import connection
 from django.urls import reverse
 
 from qwenproxy.wire import json
@@ -55,8 +57,8 @@ def page(client, url, **query):
 
 
 def listed(client, url, **query):
-    """The primary keys that a list links to, in their order."""
-    text = page(client, url, **query)
+    """The primary keys that a list of all time links to, in their order."""
+    text = page(client, url, **{"span": "all", **query})
     table = text[text.index('id="result_list"') :] if 'id="result_list"' in text else ""
     ids = re.findall(rf'href="{url}([^/"]+)/change/', table)
     return list(dict.fromkeys(ids))
@@ -65,12 +67,11 @@ def listed(client, url, **query):
 def test_lists_are_newest_first(admin_client):
     rows = [make_turn(make_session()) for _ in range(3)]
     assert listed(admin_client, REQUESTS) == [str(row.request_id) for row in rows[::-1]]
-    assert listed(admin_client, RESPONSES) == [str(row.pk) for row in rows[::-1]]
     Session.objects.filter(pk=rows[0].session_id).update(last_accessed=START + timedelta(days=999))
     assert listed(admin_client, SESSIONS)[0].replace("_2D", "-") == rows[0].session_id
 
 
-@pytest.mark.parametrize("url", [SESSIONS, REQUESTS, RESPONSES])
+@pytest.mark.parametrize("url", [SESSIONS, REQUESTS])
 def test_lists_load_no_texts_and_a_fixed_number_of_queries(
     admin_client, url, django_assert_max_num_queries
 ):
@@ -78,9 +79,10 @@ def test_lists_load_no_texts_and_a_fixed_number_of_queries(
     blob = make_blob(api_key, "system", [{"role": "system", "content": "x"}])
     for _ in range(5):
         make_turn(make_session(api_key), request={"system": blob})
-    # Login session and user, the number, the page, the keys of the filter.
-    with django_assert_max_num_queries(6) as captured:
-        page(admin_client, url)
+    # Login session and user, the page, the number, and what the chips' menus show; PostgreSQL has a
+    # transaction with a time limit besides.
+    with django_assert_max_num_queries(8 if connection.vendor == "sqlite" else 12) as captured:
+        page(admin_client, url, span="all")
     for query in captured.captured_queries:
         assert not any(column in query["sql"] for column in PAYLOADS), query["sql"]
     counts = [query["sql"] for query in captured.captured_queries if "COUNT(" in query["sql"]]
@@ -94,7 +96,7 @@ def test_pages_are_cut_by_keyset(admin_client, monkeypatch, query):
     session = make_session()
     rows = [make_turn(session, str(n), request={"created_at": START}) for n in range(5)]
     expected = [str(row.request_id) for row in rows[::-1]]
-    seen, url = [], REQUESTS + ("?status=completed" if query else "")
+    seen, url = [], f"{REQUESTS}?{urlencode({'span': 'all', **query})}"
     pages = []
     while url:
         text = page(admin_client, url)
@@ -127,7 +129,7 @@ def test_filters(admin_client):
         ({"status": "failed"}, [str(old.request_id)]),
         ({"status": "cancelled"}, []),
         ({"status": "unheard-of"}, []),
-        ({"api_key__id__exact": api_key}, [str(old.request_id)]),
+        ({"key": api_key}, [str(old.request_id)]),
         ({"session": old.session_id}, [str(old.request_id)]),
         ({"span": "24h", "status": "failed"}, []),
     ):
@@ -146,8 +148,7 @@ def test_search_is_for_ids_from_their_beginning(admin_client):
         (REQUESTS, "chatcmpl-abc", [str(row.request_id)]),
         (REQUESTS, "abcdef", []),
         (REQUESTS, "re", listed(admin_client, REQUESTS)),
-        (RESPONSES, "chatcmpl-abcdef", [str(row.pk)]),
-        (RESPONSES, "%", []),
+        (REQUESTS, "%", []),
     ):
         found = [pk.replace("_2D", "-") for pk in listed(admin_client, url, q=term)]
         assert found == expected, term
@@ -276,6 +277,7 @@ def test_a_responses_page_is_its_requests(admin_client):
     row = make_turn(make_session())
     response = admin_client.get(reverse("admin:requests_app_response_change", args=[row.pk]))
     assert response.url == reverse("admin:requests_app_request_change", args=[row.request_id])
+    assert admin_client.get(RESPONSES).url == REQUESTS
 
 
 @pytest.mark.parametrize("url", [SESSIONS, REQUESTS, RESPONSES])

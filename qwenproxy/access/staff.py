@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from functools import wraps
 from typing import Any
 
@@ -27,6 +28,7 @@ from django.db.models import Model, Q
 from django.db.models.signals import post_migrate
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from django.utils import timezone
 
 VIEW_REQUESTS = "requests_app.view_request"
 VIEW_SESSIONS = "sessions_app.view_session"
@@ -57,6 +59,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 
 # Of log entries, beside Django's own 1 to 3.
 VIEWED, EXPORTED = 4, 5
+_SAME_VIEW = timedelta(minutes=10)
 
 View = Callable[..., HttpResponseBase]
 
@@ -94,7 +97,7 @@ def may_read(request: HttpRequest, *, has_failed: bool = False) -> bool:
 
 def audit(
     request: HttpRequest, action: int, target: Model | type[Model], **details: object
-) -> None:
+) -> LogEntry:
     """Note that this user has seen or taken content: VIEWED a row, or EXPORTED rows of a model.
 
     `details` are JSON values, such as the filter and the number of rows; never content.
@@ -102,7 +105,7 @@ def audit(
     # `admin_view` lets nobody else come here.
     assert request.user.pk is not None
     row = target if isinstance(target, Model) else None
-    LogEntry.objects.create(
+    return LogEntry.objects.create(
         user_id=request.user.pk,
         content_type=ContentType.objects.get_for_model(target),
         object_id=None if row is None else str(row.pk),
@@ -110,6 +113,24 @@ def audit(
         action_flag=action,
         change_message=json.dumps(details) if details else "",
     )
+
+
+def audit_view(request: HttpRequest, row: Model) -> None:
+    """Note that this user has seen what a row says; once in ten minutes, however often it is opened.
+
+    To be called by every page that shows content, before it does.
+    """
+    # `admin_view` lets nobody else come here.
+    assert request.user.pk is not None
+    seen = LogEntry.objects.filter(
+        user_id=request.user.pk,
+        content_type=ContentType.objects.get_for_model(row),
+        object_id=str(row.pk),
+        action_flag=VIEWED,
+        action_time__gt=timezone.now() - _SAME_VIEW,
+    )
+    if not seen.exists():
+        audit(request, VIEWED, row)
 
 
 def connect_groups(last_app: AppConfig) -> None:

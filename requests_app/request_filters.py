@@ -1,0 +1,128 @@
+"""Which requests a list, an export or a link means: the filters of requests, and the order they ask for.
+
+Filters by what the answer tells (status, duration, error) go by the answer's own time, whose indexes hold
+them; the others by the request's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+
+from django.db import connection
+from django.db.models import Q
+from django.http import QueryDict
+from django.utils import timezone
+
+from qwenproxy.access.models import UpstreamAccount
+from requests_app.models import Response
+from requests_app.windows import slot_of
+from sessions_app.chips import MAX_CHOICES, NOTHING, Chips, Filter, key_filter, row_id
+from sessions_app.paging import Sort
+
+DEFAULT_SPAN = "24h"
+_OF_RESPONSE = ("status", "slower", "error")
+_STATUSES = {name: name.replace("_", " ") for name, _ in Response.STATUSES}
+_SECONDS = {"5": "over 5 s", "15": "over 15 s", "60": "over 60 s"}
+_STREAMED = {"1": "streamed", "0": "whole"}
+_PATHS = ("/v1/chat/completions", "/v1/completions")
+# Days of UTC of a month, and quarters of an hour of the last day, which is not added up yet.
+_USED_MODELS = """
+SELECT ref, CAST(SUM(n) AS bigint) FROM requests_app_usageslot
+WHERE (dim = 'dmodel' AND slot >= %s) OR (dim = 'model' AND slot >= %s)
+GROUP BY ref ORDER BY 2 DESC, ref LIMIT %s
+"""
+
+
+def read_chips(query: QueryDict) -> Chips:
+    return Chips(query, request_filters(), DEFAULT_SPAN)
+
+
+def sort_of(query: QueryDict) -> Sort:
+    """The order, newest first, that an index holds together with the filters."""
+    if query.get("session"):
+        return Sort(None)
+    if any(query.get(name) for name in _OF_RESPONSE):
+        return Sort("response__created_at", "response__id")
+    return Sort("created_at")
+
+
+def time_column(query: QueryDict) -> str:
+    return sort_of(query).value or "created_at"
+
+
+def model_filter(*, condition_path: str = "model", is_indexed: bool = True) -> Filter:
+    return Filter(
+        "model",
+        "Model",
+        lambda value: _models(),
+        lambda value: Q((condition_path, value)),
+        is_indexed=is_indexed,
+        placeholder="Name of a model",
+    )
+
+
+def request_filters() -> list[Filter]:
+    return [
+        Filter(
+            "status",
+            "Status",
+            lambda value: _STATUSES.items(),
+            lambda value: Q(response__status=value),
+            is_indexed=True,
+        ),
+        model_filter(),
+        key_filter(),
+        Filter("account", "Account", _accounts, _of_account, placeholder="Name of an account"),
+        Filter("stream", "Stream", lambda value: _STREAMED.items(), _streamed),
+        Filter("slower", "Duration", lambda value: _SECONDS.items(), _slower),
+        Filter(
+            "path", "Endpoint", lambda value: zip(_PATHS, _PATHS, strict=True), lambda v: Q(path=v)
+        ),
+        Filter("error", "Error", lambda value: (), error_condition, is_only_linked=True),
+        Filter(
+            "session",
+            "Session",
+            lambda value: ((value, value[:8]),),
+            lambda value: Q(session=value),
+            is_indexed=True,
+            is_only_linked=True,
+            is_narrow=True,
+        ),
+    ]
+
+
+def error_condition(code: str) -> Q:
+    """Requests that ended in an error of this code, as the statistics name it."""
+    return Q(response__error_code=code) | Q(response__error_code=None, response__error_type=code)
+
+
+def _streamed(value: str) -> Q:
+    return Q(stream=value == "1") if value in _STREAMED else NOTHING
+
+
+def _slower(value: str) -> Q:
+    return Q(response__duration_ms__gt=int(value) * 1000) if value in _SECONDS else NOTHING
+
+
+def _of_account(value: str) -> Q:
+    pk = row_id(value)
+    return Q(account__name=value) if pk is None else Q(account=pk)
+
+
+def _accounts(value: str) -> Iterable[tuple[str, str]]:
+    rows = UpstreamAccount.objects.order_by("name").values_list("pk", "name")
+    pairs = [(str(pk), name) for pk, name in rows[: MAX_CHOICES + 1]]
+    pk = row_id(value)
+    if pk is None or any(value == choice for choice, _ in pairs):
+        return pairs
+    return pairs + [(value, name) for _, name in rows.filter(pk=pk)]
+
+
+def _models() -> list[tuple[str, str]]:
+    """The models used in the last 30 days, most used first."""
+    now = timezone.now()
+    since = [slot_of(now - timedelta(days=days)) for days in (30, 1)]
+    with connection.cursor() as cursor:
+        cursor.execute(_USED_MODELS, [*since, MAX_CHOICES])
+        return [(ref, ref) for ref, _ in cursor.fetchall()]
