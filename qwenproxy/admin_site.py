@@ -48,6 +48,7 @@ NAVIGATION: tuple[tuple[str, tuple[Page, ...]], ...] = (
             Page("Sessions", "admin:sessions_app_session_changelist", (staff.VIEW_SESSIONS,)),
             Page("Requests", "admin:requests_app_request_changelist", (staff.VIEW_REQUESTS,)),
             Page("Live tail", "admin:live", (staff.VIEW_REQUESTS,)),
+            Page("Playground", "admin:playground", (staff.USE_PLAYGROUND,)),
         ),
     ),
     (
@@ -88,11 +89,21 @@ class GatewayAdminSite(AdminSite):
 
     def get_urls(self) -> list[URLPattern | URLResolver]:
         # Not at the top: this module is loaded before the models are.
+        from qwenproxy.dashboard import playground
+
+        # As above.
         from requests_app.live import live, live_rows
 
         own: list[URLPattern | URLResolver] = [
             path("live/", live, name="live"),
             path("live/rows/", live_rows, name="live_rows"),
+            path("playground/", playground.playground, name="playground"),
+            path("playground/key/", playground.playground_key, name="playground_key"),
+            path(
+                "playground/record/<str:request_id>/",
+                playground.playground_record,
+                name="playground_record",
+            ),
             path("migrations/", staff.gateway_view()(self.migrations), name="migrations"),
             path(
                 "test-accounts/",
@@ -154,6 +165,10 @@ class GatewayAdminSite(AdminSite):
         for pk, tested in test_accounts(list(names)).items():
             level = messages.SUCCESS if tested.is_ok else messages.ERROR
             messages.add_message(request, level, f"Account {names[pk]}: {_outcome(tested)}")
+        if len(names) == 1 and request.POST.get("back") == "account":
+            return HttpResponseRedirect(
+                reverse("admin:access_upstreamaccount_change", args=list(names))
+            )
         return HttpResponseRedirect(reverse("admin:access_upstreamaccount_changelist"))
 
 
