@@ -7,14 +7,14 @@ holds is that of its ids, which grow with time.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from django.contrib import admin
 from django.contrib.admin.models import ADDITION, CHANGE, DELETION, LogEntry
 from django.contrib.auth import get_user_model
 from django.core.exceptions import PermissionDenied
-from django.db.models import QuerySet
+from django.db.models import Q
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
@@ -23,7 +23,8 @@ from django.utils.text import Truncator
 
 from qwenproxy import display
 from qwenproxy.access.staff import EXPORTED, VIEWED
-from sessions_app.admin import RecordAdmin, SpanFilter
+from sessions_app.admin import RecordAdmin
+from sessions_app.chips import MAX_CHOICES, NOTHING, Filter, row_id
 from sessions_app.paging import Sort
 
 _ACTIONS = {
@@ -36,41 +37,22 @@ _ACTIONS = {
 _MAX_DETAILS_CHARS = 300
 
 
-class ActionFilter(admin.SimpleListFilter):
-    title = "action"
-    parameter_name = "action_flag"
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(str(flag), name.capitalize()) for flag, (name, _) in _ACTIONS.items()]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
-        flags = [flag for flag in _ACTIONS if str(flag) == self.value()]
-        return queryset.filter(action_flag=flags[0]) if flags else None
+_ACTION_OF = {name: flag for flag, (name, _) in _ACTIONS.items()}
 
 
-class UserFilter(admin.SimpleListFilter):
-    """By who did it; of many users the first ones are offered, any can be named in the address."""
-
-    title = "user"
-    parameter_name = "user"
-    _MAX_OFFERED = 50
-
-    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        staff = get_user_model().objects.filter(is_staff=True).order_by("username")
-        rows = staff.values_list("pk", "username")[: self._MAX_OFFERED]
-        return [(str(pk), name) for pk, name in rows]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any] | None:
-        text = self.value() or ""
-        if not text:
-            return None
-        is_id = text.isascii() and text.isdigit() and len(text) < 10
-        return queryset.filter(user_id=int(text)) if is_id else queryset.none()
+def _by_action(value: str) -> Q:
+    flag = _ACTION_OF.get(value)
+    return NOTHING if flag is None else Q(action_flag=flag)
 
 
-class TimeFilter(SpanFilter):
-    def column_of(self, request: HttpRequest) -> str:
-        return "action_time"
+def _by_user(value: str) -> Q:
+    pk = row_id(value)
+    return Q(user__username=value) if pk is None else Q(user=pk)
+
+
+def _users(value: str) -> list[tuple[str, str]]:
+    rows = get_user_model().objects.filter(is_staff=True).order_by("username")
+    return [(str(pk), name) for pk, name in rows.values_list("pk", "username")[: MAX_CHOICES + 1]]
 
 
 class AuditAdmin(RecordAdmin):
@@ -87,11 +69,18 @@ class AuditAdmin(RecordAdmin):
         "user__username",
     )
     list_select_related = ("user", "content_type")
-    list_filter = (TimeFilter, ActionFilter, UserFilter)
+
+    def filters(self, request: HttpRequest) -> Sequence[Filter]:
+        return [
+            Filter("action", "Action", lambda _: [(name, name) for name in _ACTION_OF], _by_action),
+            Filter("user", "User", _users, _by_user, is_indexed=True, placeholder="Name of a user"),
+        ]
 
     def sort(self, request: HttpRequest) -> Sort:
-        # Ids alone: they count as the value, too.
-        return Sort("id", is_count=True)
+        return Sort(None)
+
+    def time_column(self, request: HttpRequest) -> str:
+        return "action_time"
 
     def change_view(
         self,
