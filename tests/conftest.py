@@ -137,3 +137,15 @@ def sse_bodies(text: str) -> list[object]:
         for line in text.splitlines()
         if line.startswith("data: ") and line != "data: [DONE]"
     ]
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Say loudly what a machine without a browser has not tested."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    missed = [report for report in skipped if report.nodeid.startswith("tests/browser/")]
+    if missed:
+        terminalreporter.section("NO BROWSER", sep="!", red=True, bold=True)
+        terminalreporter.line(
+            f"{len(missed)} tests of the admin in a real browser were SKIPPED: install chromium"
+            " (Debian, Ubuntu: apt install chromium), then run them again."
+        )
