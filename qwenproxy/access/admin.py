@@ -5,18 +5,28 @@ Keys: `admin_keys`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
-from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponseRedirect
-from django.urls import reverse
-from django.utils import timezone
-from django.utils.html import format_html
+from django.contrib.admin.utils import unquote
+from django.contrib.admin.views.main import ChangeList
+from django.db import transaction
+from django.db.models import Q, QuerySet
+from django.forms import Media
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseNotAllowed,
+    HttpResponseRedirect,
+)
+from django.urls import URLPattern, path, reverse
 
-from qwenproxy.access import accounts
-from qwenproxy.access.account_states import PAUSED, expiry_warning, way_out
-from qwenproxy.access.admin_keys import ApiKeyAdmin
+from qwenproxy.access import accounts, staff
+from qwenproxy.access.account_rows import AccountRow, read_rows
+from qwenproxy.access.account_states import PAUSED
+from qwenproxy.access.admin_keys import MEDIA, ApiKeyAdmin
 from qwenproxy.access.forms import UpstreamAccountForm
 from qwenproxy.access.models import ApiKey, UpstreamAccount
 
@@ -28,49 +38,92 @@ else:
 
 admin.site.register(ApiKey, ApiKeyAdmin)
 
-_LIMITS = ("weight", "max_concurrent", "min_interval_ms")
-_HEALTH = ("health", "why", "until", "what_to_do", "failures", "last_ok_at", "last_error_at")
+_SECRETS_TEXT = "Encrypted in the database and never shown again."
+
+
+class AccountStateFilter(admin.SimpleListFilter):
+    title = "state"
+    parameter_name = "state"
+    template = "admin/access/states.html"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        states = [name for name, _ in UpstreamAccount.STATES]
+        return [(state, state.capitalize()) for state in (*states, PAUSED)]
+
+    def queryset(
+        self, request: HttpRequest, queryset: QuerySet[UpstreamAccount]
+    ) -> QuerySet[UpstreamAccount]:
+        state = self.value()
+        if state not in dict(self.lookup_choices):
+            return queryset
+        is_paused = Q(enabled=False)
+        return queryset.filter(is_paused if state == PAUSED else ~is_paused & Q(state=state))
+
+
+class AccountChangeList(ChangeList):
+    account_rows: list[AccountRow]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.title = "Upstream accounts"
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        self.result_list = list(self.result_list)
+        self.account_rows = read_rows(self.model_admin.admin_site, self.result_list)
 
 
 @admin.register(UpstreamAccount)
 class UpstreamAccountAdmin(UpstreamAccountModelAdmin):
     form = UpstreamAccountForm
-    list_display = (
-        "name",
-        "kind",
-        "health",
-        "why",
-        "until",
-        "what_to_do",
-        "credentials_brief",
-        "priority",
-        "weight",
-    )
+    list_filter = (AccountStateFilter,)
     ordering = ("priority", "id")
-    actions = ("pause", "resume", "test_now")
+    actions = ("test_now", "pause", "resume")
+    list_per_page = 50
     show_full_result_count = False
+    change_list_template = "admin/access/upstreamaccount/change_list.html"
+    change_form_template = "admin/access/upstreamaccount/change_form.html"
+
+    @property
+    def media(self) -> Media:
+        return super().media + MEDIA
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return AccountChangeList
+
+    def get_urls(self) -> list[URLPattern]:
+        guard = staff.gateway_view(staff.CHANGE_ACCOUNTS)
+        own = [
+            path(
+                "<path:object_id>/pause/",
+                guard(self.pause_view),
+                name="access_upstreamaccount_pause",
+            ),
+            path(
+                "<path:object_id>/resume/",
+                guard(self.resume_view),
+                name="access_upstreamaccount_resume",
+            ),
+        ]
+        return own + super().get_urls()
 
     def get_fieldsets(self, request: HttpRequest, obj: UpstreamAccount | None = None) -> list[Any]:
-        secrets = accounts.SECRETS_OF_KIND[obj.kind] if obj else accounts.SECRET_NAMES
-        pasted = ("browser_request",) if obj is None or obj.kind == "qwen_web" else ()
-        address = () if obj is not None and obj.kind == "demo" else ("base_url",)
-        plain = ("name", "kind", *address, "enabled", "priority")
-        limits = ("Limits", {"fields": _LIMITS})
-        health = ("Health", {"fields": _HEALTH})
-        text = "Encrypted in the database and never shown again."
-        stored, forget = (("credentials",), ("forget",)) if obj else ((), ())
-        credentials = (
-            "Credentials",
-            {"fields": (*stored, *pasted, *secrets, *forget), "description": text},
-        )
-        groups = [(None, {"fields": plain}), *([credentials] if secrets else []), limits]
-        return groups if obj is None else [*groups, health]
+        is_demo = obj is not None and obj.kind == "demo"
+        address = () if is_demo else ("base_url",)
+        plain = ("kind", "name", *address, "enabled")
+        traffic = ("priority", "weight", "max_concurrent", "min_interval_ms")
+        kinds = list(accounts.DEFAULT_BASE_URLS | {"openai_compatible": ""})
+        return [
+            (None, {"fields": plain}),
+            *_credentials([obj.kind] if obj else kinds, is_new=obj is None),
+            ("Traffic", {"fields": traffic, "classes": ("limits",)}),
+        ]
 
     def get_readonly_fields(
         self, request: HttpRequest, obj: UpstreamAccount | None = None
     ) -> tuple[str, ...]:
         # Another kind would take other secrets: that is another account.
-        return () if obj is None else ("kind", "credentials", *_HEALTH)
+        return () if obj is None else ("kind",)
 
     def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, str | list[str]]:
         # Named one by one: a secret in an address must not come back in the page.
@@ -87,21 +140,81 @@ class UpstreamAccountAdmin(UpstreamAccountModelAdmin):
         # A session that is renewed meanwhile must not be overwritten by what was read before.
         return UpstreamAccount.objects.select_for_update().filter(pk=account.pk).first()
 
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        context = {"title": "Add an upstream account", **(extra_context or {})}
+        return super().add_view(request, form_url, context)
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        context = {"show_save_and_add_another": False, **(extra_context or {})}
+        # Whoever may not see it gets no figures of it either.
+        if self.has_view_or_change_permission(request):
+            # Without a lock: what is shown is not saved.
+            obj = super().get_object(request, unquote(object_id))
+            if obj is not None:
+                (row,) = read_rows(self.admin_site, [obj], ("24h", "7d", "today"))
+                context |= {"row": row, "title": obj.name}
+        return super().change_view(request, object_id, form_url, context)
+
     def save_model(
         self, request: HttpRequest, obj: UpstreamAccount, form: Any, change: bool
     ) -> None:
         super().save_model(request, obj, form, change)
         if isinstance(form, UpstreamAccountForm):
             form.store_secrets()
+            if form.found:
+                self.message_user(request, form.found, messages.SUCCESS)
             for warning in form.warnings:
                 self.message_user(request, warning, messages.WARNING)
+
+    def pause_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return self._switch(request, object_id, self._pause)
+
+    def resume_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return self._switch(request, object_id, self._resume)
+
+    def _switch(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        switch: Callable[[HttpRequest, UpstreamAccount], str],
+    ) -> HttpResponse:
+        """Pause or resume one account, for a button; back to where that is."""
+        if request.method != "POST":
+            return HttpResponseNotAllowed(["POST"])
+        with transaction.atomic():
+            account = self.get_object(request, unquote(object_id))
+            if account is None:
+                raise Http404
+            said = switch(request, account)
+        self.message_user(request, said, messages.SUCCESS)
+        if request.POST.get("back") == "account":
+            return HttpResponseRedirect(
+                reverse("admin:access_upstreamaccount_change", args=[account.pk])
+            )
+        return HttpResponseRedirect(reverse("admin:access_upstreamaccount_changelist"))
+
+    def _pause(self, request: HttpRequest, account: UpstreamAccount) -> str:
+        accounts.pause(account)
+        self.log_change(request, account, "Paused.")
+        return f"{account} is paused until it is resumed."
+
+    def _resume(self, request: HttpRequest, account: UpstreamAccount) -> str:
+        accounts.resume(account)
+        self.log_change(request, account, "Resumed.")
+        return f"{account} is ready: it may be asked again, at once."
 
     @admin.action(description="Pause the selected accounts", permissions=["change"])
     def pause(self, request: HttpRequest, queryset: QuerySet[UpstreamAccount]) -> None:
         for account in queryset:
-            accounts.pause(account)
-            self.log_change(request, account, "Paused.")
-        self.message_user(request, "Paused until they are resumed.", messages.SUCCESS)
+            self.message_user(request, self._pause(request, account), messages.SUCCESS)
 
     @admin.action(
         description="Resume the selected accounts: they may be asked again, at once",
@@ -109,9 +222,7 @@ class UpstreamAccountAdmin(UpstreamAccountModelAdmin):
     )
     def resume(self, request: HttpRequest, queryset: QuerySet[UpstreamAccount]) -> None:
         for account in queryset:
-            accounts.resume(account)
-            self.log_change(request, account, "Resumed.")
-        self.message_user(request, "Ready.", messages.SUCCESS)
+            self.message_user(request, self._resume(request, account), messages.SUCCESS)
 
     @admin.action(description="Test the selected accounts now", permissions=["change"])
     def test_now(
@@ -120,51 +231,22 @@ class UpstreamAccountAdmin(UpstreamAccountModelAdmin):
         # The page that calls upstreams gets this very form.
         return HttpResponseRedirect(reverse("admin:test_accounts"), preserve_request=True)
 
-    @admin.display(description="state", ordering="state")
-    def health(self, obj: UpstreamAccount) -> str:
-        state = _state(obj)
-        return format_html('<span class="pill pill-{}">{}</span>', state, state)
 
-    @admin.display(description="why")
-    def why(self, obj: UpstreamAccount) -> str:
-        return obj.state_reason or "-"
-
-    @admin.display(description="until", ordering="state_until")
-    def until(self, obj: UpstreamAccount) -> str:
-        is_waiting = obj.enabled and obj.state_until is not None
-        return f"{obj.state_until:%Y-%m-%d %H:%M:%S} UTC" if is_waiting else "-"
-
-    @admin.display(description="what to do")
-    def what_to_do(self, obj: UpstreamAccount) -> str:
-        return way_out(obj.kind, _state(obj), obj.state_until) or "-"
-
-    @admin.display(description="credentials", ordering="secrets_expire_at")
-    def credentials_brief(self, obj: UpstreamAccount) -> str:
-        stored, expires = accounts.stored_names(obj), obj.secrets_expire_at
-        if stored is None:
-            return format_html('<span class="pill pill-expired">{}</span>', "unreadable")
-        if expires is None:
-            return "set" if stored else "none"
-        now = timezone.now()
-        text = f"{'ended' if expires < now else 'ends'} {expires:%Y-%m-%d %H:%M} UTC"
-        if not expiry_warning(obj.kind, expires, now):
-            return text
-        return format_html('<span class="pill pill-cooling">soon</span> {}', text)
-
-    @admin.display(description="stored")
-    def credentials(self, obj: UpstreamAccount) -> str:
-        """Name what is stored, never its value."""
-        stored = accounts.stored_names(obj)
-        if stored is None:
-            return f"unreadable: {accounts.UNREADABLE}"
-        names = ", ".join(name.replace("_", " ") for name in stored) or "nothing"
-        warning = expiry_warning(obj.kind, obj.secrets_expire_at, timezone.now())
-        if warning:
-            return format_html('{}<p class="banner banner-warning">{}</p>', names, warning)
-        if obj.secrets_expire_at is None:
-            return names
-        return f"{names}; the session ends {obj.secrets_expire_at:%Y-%m-%d %H:%M} UTC"
-
-
-def _state(account: UpstreamAccount) -> str:
-    return account.state if account.enabled else PAUSED
+def _credentials(kinds: list[str], *, is_new: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The groups of fields of these kinds' secrets; what only few need is folded."""
+    forget = () if is_new else ("forget",)
+    groups: tuple[tuple[str, tuple[str, ...], tuple[str, ...], bool], ...] = (
+        ("Session of chat.qwen.ai", ("browser_request",), ("qwen_web",), False),
+        ("The session, field by field", ("cookies", "token", "user_agent"), ("qwen_web",), True),
+        ("API key", ("api_key",), ("dashscope", "openai_compatible"), False),
+        (
+            "Headers and removal" if forget else "Headers",
+            ("headers", *forget),
+            ("qwen_web", "dashscope", "openai_compatible"),
+            True,
+        ),
+    )
+    for name, fields, takers, is_folded in groups:
+        if set(kinds) & set(takers):
+            classes = [f"kind-{kind}" for kind in takers] + ["collapse"] * is_folded
+            yield name, {"fields": fields, "classes": classes, "description": _SECRETS_TEXT}

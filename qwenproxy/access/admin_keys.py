@@ -35,7 +35,8 @@ else:
     ApiKeyModelAdmin = admin.ModelAdmin
 
 # Of all pages of this package.
-MEDIA = Media(css={"all": ["qwenproxy/access.css"]}, js=[Script("qwenproxy/access.js", defer=True)])
+_SCRIPTS: list[Any] = [Script("qwenproxy/access.js", defer=True)]
+MEDIA = Media(css={"all": ["qwenproxy/access.css"]}, js=_SCRIPTS)
 _OVERLAPS = {
     "0h": "stops at once",
     "1h": "works 1 hour more",
@@ -219,8 +220,7 @@ class ApiKeyAdmin(ApiKeyModelAdmin):
         return HttpResponseRedirect(_change_url(api_key.pk))
 
     def _found(self, request: HttpRequest, object_id: str) -> ApiKey:
-        # PostgreSQL cannot even be asked for a text with NUL.
-        api_key = self.get_object(request, unquote(object_id.replace("\0", "\ufffd")))
+        api_key = self.get_object(request, unquote(object_id))
         if api_key is None:
             raise Http404
         return api_key

@@ -63,6 +63,10 @@ class HeadersField(forms.CharField):
             raise ValidationError("Each line is a header: its name, a colon, its value.")
         return headers
 
+    def has_changed(self, initial: Any, data: Any) -> bool:
+        # An empty field leaves the stored ones; an empty mapping is not what Django calls empty.
+        return bool(data)
+
 
 class UpstreamAccountForm(UpstreamAccountModelForm):
     """Leaves stored secrets alone where their field is empty; see `store_secrets`."""
@@ -120,6 +124,15 @@ class UpstreamAccountForm(UpstreamAccountModelForm):
         label="Remove",
         widget=forms.CheckboxSelectMultiple,
         help_text="What is ticked is deleted, unless it is entered anew.",
+    )
+
+    base_url = forms.CharField(
+        required=False,
+        max_length=500,
+        label="Base URL",
+        widget=forms.TextInput(attrs={"class": "vTextField", "inputmode": "url"}),
+        help_text="Of a server of your own, such as http://127.0.0.1:11434/v1. Empty: the usual address of "
+        "chat.qwen.ai or DashScope.",
     )
 
     class Meta:
@@ -266,6 +279,21 @@ class UpstreamAccountForm(UpstreamAccountModelForm):
         """Store what was entered in the saved account; what is stored stays where nothing was."""
         if self._dropped or self._new_secrets != self._stored:
             accounts.set_secrets(self.instance, self._new_secrets)
+
+    @property
+    def found(self) -> str:
+        """What was found in the pasted request, without any value; empty where none was pasted."""
+        pasted = self._pasted
+        if pasted is None:
+            return ""
+        cookies = sum("=" in cookie for cookie in pasted.cookies.split(";"))
+        parts = [f"{cookies} cookie{'' if cookies == 1 else 's'}"]
+        parts += ["the device token"] if pasted.token else []
+        parts += ["the user agent"] if pasted.user_agent else []
+        if pasted.headers:
+            more = len(pasted.headers)
+            parts.append(f"{more} other header{'' if more == 1 else 's'}")
+        return f"Found in the pasted request: {', '.join(parts)}. It goes to {pasted.base_url}."
 
     @property
     def warnings(self) -> list[str]:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import html
 import re
 from datetime import timedelta
 
 import pytest
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
 from qwenproxy.access import accounts
 from qwenproxy.access.models import UpstreamAccount
 from tests.access.test_accounts import all_rows, make_account
-from tests.access.test_browser_request import COOKIES, bash
+from tests.access.test_browser_request import COOKIES, HEADERS, bash
 from tests.access.test_session_tokens import jwt
+from tests.factories import make_session
+from tests.requests_app.ended import make_ended
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("encryption_keys")]
 
@@ -36,6 +42,10 @@ def account_form(**changes):
 
 def change_url(row):
     return reverse(f"admin:access_{row._meta.model_name}_change", args=[row.pk])
+
+
+def switch_url(row, verb):
+    return reverse(f"admin:access_upstreamaccount_{verb}", args=[row.pk])
 
 
 def stored(account):
@@ -248,7 +258,7 @@ class TestUpstreamAccounts:
         assert "pass the check" in page
         assert f"{until:%Y-%m-%d %H:%M:%S} UTC" in page
         assert "pill-paused" in page
-        assert "switch it on again" in page
+        assert "Paused by hand" in page
 
     @pytest.mark.parametrize(
         ("days", "shown"),
@@ -259,10 +269,11 @@ class TestUpstreamAccounts:
         token = jwt({"exp": expires.timestamp()})
         account = make_account(secrets={"cookies": f"token={token}"})
         page = admin_client.get(ACCOUNTS).content.decode()
-        assert f"ends {expires:%Y-%m-%d %H:%M} UTC" in page
+        assert f'title="{expires:%Y-%m-%dT%H:%M}' in page
+        assert f">in {days - 1} day" in page
         assert (">soon<" in page) == shown
         own_page = admin_client.get(change_url(account)).content.decode()
-        assert ("the credentials end at" in own_page) == shown
+        assert ("credentials end at" in own_page) == shown
         assert token not in page + own_page
 
     def test_accounts_are_paused_and_resumed(self, admin_client):
@@ -290,6 +301,148 @@ class TestUpstreamAccounts:
         answer = client.get(change_url(account))
         assert answer.status_code == 200
         assert "planted" not in answer.content.decode()
+
+    def test_the_buttons_of_a_row_pause_and_resume_it(self, admin_client):
+        account = make_account(secrets=SECRETS)
+        for verb, enabled in (("pause", False), ("resume", True)):
+            url = switch_url(account, verb)
+            assert url in admin_client.get(ACCOUNTS).content.decode()
+            assert admin_client.get(url).status_code == 405
+            answer = admin_client.post(url)
+            assert answer.url == ACCOUNTS
+            assert UpstreamAccount.objects.get().enabled == enabled
+        assert admin_client.post(url, {"back": "account"}).url == change_url(account)
+        said = list(LogEntry.objects.values_list("change_message", flat=True).order_by("id"))
+        assert said == ["Paused.", "Resumed.", "Resumed."]
+
+    @pytest.mark.parametrize("object_id", ["0", "x", "9" * 30, "%00"])
+    def test_no_account_is_not_found(self, admin_client, object_id):
+        for verb in ("pause", "resume"):
+            assert admin_client.post(f"{ACCOUNTS}{object_id}/{verb}/").status_code == 404
+
+    def test_who_may_only_look_has_no_buttons(self, client):
+        account = make_account(secrets=SECRETS)
+        client.force_login(viewer("upstreamaccount"))
+        for url in (ACCOUNTS, change_url(account)):
+            page = client.get(url).content.decode()
+            assert "/pause/" not in page
+            assert "requests_app/request" not in page
+        assert client.post(switch_url(account, "pause")).status_code == 403
+
+    def test_the_list_is_filtered_by_state(self, admin_client):
+        make_account("all-well")
+        make_account("by-hand", enabled=False)
+        make_account("asked", state="challenged")
+        UpstreamAccount.objects.filter(name="asked").update(state="challenged")
+        shown = {
+            state: {
+                name
+                for name in ("all-well", "by-hand", "asked")
+                if f">{name}</a>" in admin_client.get(ACCOUNTS, {"state": state}).content.decode()
+            }
+            for state in ("ready", "paused", "challenged", "forged")
+        }
+        assert shown == {
+            "ready": {"all-well"},
+            "paused": {"by-hand"},
+            "challenged": {"asked"},
+            "forged": {"all-well", "by-hand", "asked"},
+        }
+        assert (
+            "No account is in this state"
+            in admin_client.get(ACCOUNTS, {"state": "cooling"}).content.decode()
+        )
+
+    def test_what_was_pasted_is_told_without_values(self, admin_client):
+        page = admin_client.post(
+            ACCOUNTS + "add/", account_form(browser_request=bash()), follow=True
+        ).content.decode()
+        assert re.search(
+            r"Found in the pasted request: \d+ cookies, the device token, the user agent, \d+ other "
+            r"headers. It goes to https://chat.qwen.ai.",
+            page,
+        )
+        for secret in (
+            COOKIES,
+            *(HEADERS[name] for name in ("bx-ua", "bx-umidtoken", "user-agent")),
+        ):
+            assert secret not in html.unescape(page)
+
+    def test_each_kind_has_its_own_fields(self, admin_client):
+        page = admin_client.get(ACCOUNTS + "add/?kind=dashscope").content.decode()
+        assert re.search(r'<fieldset class="module aligned [^"]*kind-qwen_web', page)
+        assert re.search(r'<fieldset class="module aligned [^"]*kind-dashscope', page)
+        account = make_account("d", kind="dashscope", base_url="https://d.example")
+        page = admin_client.get(change_url(account)).content.decode()
+        assert 'name="api_key"' in page
+        assert 'name="cookies"' not in page
+
+    def test_an_account_shows_what_it_did_of_late(self, admin_client):
+        account, idle = make_account("busy"), make_account("idle")
+        now, session = timezone.now(), make_session()
+        ended = [now - timedelta(minutes=1)] * 3
+        make_ended([session], ended, account_id=account.pk)
+        make_ended(
+            [session],
+            ended[:1],
+            account_id=account.pk,
+            status="failed",
+            error_code="upstream_error",
+        )
+        page = admin_client.get(ACCOUNTS).content.decode()
+        assert "75.0 %" in page
+        assert f'?account={account.pk}&amp;span=24h">4</a>' in page
+        assert "no requests" in page
+        page = admin_client.get(change_url(account)).content.decode()
+        assert f"?account={account.pk}&amp;status=failed&amp;span=7d" in page
+        assert "1 failed" in page
+        assert "no requests" in admin_client.get(change_url(idle)).content.decode()
+
+    def test_the_list_asks_the_database_as_often_for_many_as_for_one(self, admin_client):
+        def queries():
+            with CaptureQueriesContext(connection) as captured:
+                assert admin_client.get(ACCOUNTS).status_code == 200
+            return len(captured)
+
+        make_account("first", secrets=SECRETS)
+        few = queries()
+        for number in range(10):
+            make_account(f"number {number}", secrets=SECRETS)
+        assert queries() == few <= 12
+
+    def test_hostile_text_stays_inert(self, admin_client):
+        text = "<script>alert(1)</script>\u202e" + "x" * 70
+        account = make_account(text, state_reason=text * 9, state="expired", secrets=SECRETS)
+        UpstreamAccount.objects.update(state="expired", state_reason=text * 9)
+        for url in (ACCOUNTS, change_url(account)):
+            page = admin_client.get(url).content.decode()
+            assert "<script>alert" not in page
+            assert "&lt;script&gt;alert" in page
+
+    def test_changes_are_in_the_audit_log_without_secrets(self, admin_client):
+        form = account_form(
+            cookies="a=planted-one", token="planted-two", headers="x-y: planted-three"
+        )
+        admin_client.post(ACCOUNTS + "add/", form)
+        account = UpstreamAccount.objects.get()
+        admin_client.post(
+            change_url(account),
+            account_form(base_url="https://chat.qwen.ai", token="planted-four", weight="7"),
+        )
+        admin_client.post(
+            change_url(account),
+            account_form(base_url="https://chat.qwen.ai", weight="7", browser_request=bash()),
+        )
+        entries = list(LogEntry.objects.order_by("id"))
+        said = [entry.get_change_message() for entry in entries]
+        assert said == [
+            "Added.",
+            "Changed Device token (bx-umidtoken) and weight.",
+            "Changed Browser request.",
+        ]
+        told = "".join(f"{entry.object_repr}{entry.change_message}" for entry in entries)
+        assert "planted" not in told
+        assert COOKIES not in told
 
 
 def test_the_canary_is_not_in_the_admin(admin_client):
