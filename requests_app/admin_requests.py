@@ -1,64 +1,70 @@
-"""Requests in the browser: their list, and each with both sides' bodies. Read-only."""
+"""Requests in the browser: their list, and each with its timing and both sides' bodies. Read-only."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from django.conf import settings
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.text import Truncator
 
 from qwenproxy import display
+from qwenproxy.access import staff
+from qwenproxy.wire.redaction import code_of
+from requests_app import bodies, waterfall
 from requests_app.admin_pages import PageAdmin
-from requests_app.conversation import MAX_CHARS, Fold, pretty, size
 from requests_app.models import Request, Response
 from requests_app.records import load_request
 from requests_app.request_filters import DEFAULT_SPAN, request_filters, sort_of
+from requests_app.rollups import ERRORS
 from sessions_app.chips import Filter
-from sessions_app.paging import Sort
+from sessions_app.paging import Sort, milliseconds
 
-
-def _pill(status: str) -> SafeString:
-    return format_html('<span class="pill pill-{}">{}</span>', status, status.replace("_", " "))
+_OFF = "Hidden: QWENPROXY_PAYLOADS lets the admin show none of it."
+_NOT_ALLOWED = "Hidden: you lack the permission to read what was said."
 
 
 class RequestAdmin(PageAdmin):
-    page_template = "admin/requests_app/request/bodies.html"
+    page_template = "admin/requests_app/request/detail.html"
     list_display = (
         "time",
         "short_id",
-        "session_link",
+        "session_title",
         "key_name",
-        "model",
+        "model_name",
         "status",
         "first_token",
         "total",
         "tokens",
+        "speed",
     )
-    list_display_links = ("time", "short_id")
+    list_display_links = ("short_id",)
     list_columns = (
         "request_id",
         "session_id",
+        "session__title",
         "api_key__name",
         "model",
         "created_at",
         "response__status",
+        "response__error_code",
         "response__ttft_ms",
         "response__duration_ms",
         "response__prompt_tokens",
         "response__completion_tokens",
         "response__created_at",
     )
-    deferred = ("parameters", "attempts", "upstream_request")
-    list_select_related = ("api_key", "response")
+    deferred = ("parameters", "attempts", "upstream_request", "headers")
+    list_select_related = ("api_key", "response", "session")
     search_fields = ("request_id",)
     id_prefixes = ("req_", "chatcmpl-", "cmpl-")
-    search_help_text = "A request's or a response's id, or how it begins."
-
+    search_help_text = "A request's or response's id, or its beginning"
     default_span = DEFAULT_SPAN
 
     def filters(self, request: HttpRequest) -> Sequence[Filter]:
@@ -70,22 +76,40 @@ class RequestAdmin(PageAdmin):
     def sort(self, request: HttpRequest) -> Sort:
         return sort_of(request.GET)
 
+    def get_list_display(self, request: HttpRequest) -> tuple[str, ...]:
+        if staff.may_read(request):
+            return self.list_display
+        # A title is the beginning of what was said.
+        return tuple(name.replace("session_title", "session_id_link") for name in self.list_display)
+
     @admin.display(description="time")
-    def time(self, request_row: Request) -> str:
-        return display.local_text(request_row.created_at)
+    def time(self, request_row: Request) -> SafeString:
+        return display.local(request_row.created_at)
 
     @admin.display(description="request")
     def short_id(self, request_row: Request) -> SafeString:
-        return format_html("<code>{}</code>", request_row.request_id[:12])
+        return format_html(
+            '<code title="{}">{}</code>', request_row.request_id, request_row.request_id[:12]
+        )
 
     @admin.display(description="session")
-    def session_link(self, request_row: Request) -> SafeString:
-        url = reverse("admin:sessions_app_session_change", args=[request_row.session_id])
-        return format_html('<a href="{}"><code>{}</code></a>', url, request_row.session_id[:8])
+    def session_title(self, request_row: Request) -> SafeString:
+        title = _one_line(request_row.session.title)
+        return _session_link(request_row, Truncator(title).chars(32) or request_row.session_id[:8])
+
+    @admin.display(description="session")
+    def session_id_link(self, request_row: Request) -> SafeString:
+        return _session_link(request_row, request_row.session_id[:8])
+
+    @admin.display(description="model")
+    def model_name(self, request_row: Request) -> SafeString:
+        name = _one_line(request_row.model)
+        return format_html('<bdi title="{}">{}</bdi>', name, Truncator(name).chars(28))
 
     @admin.display(description="status")
     def status(self, request_row: Request) -> SafeString:
-        return _pill(request_row.response.status)
+        response_row = request_row.response
+        return _pill(response_row.status, response_row.error_code)
 
     @admin.display(description="first token")
     def first_token(self, request_row: Request) -> str:
@@ -95,43 +119,119 @@ class RequestAdmin(PageAdmin):
     def total(self, request_row: Request) -> str:
         return display.duration(request_row.response.duration_ms)
 
-    @admin.display(description="tokens")
+    @admin.display(description="tokens in → out")
     def tokens(self, request_row: Request) -> str:
         response_row = request_row.response
-        return f"{response_row.prompt_tokens:,} → {response_row.completion_tokens:,}"
+        sent, got = (
+            display.short(count)
+            for count in (response_row.prompt_tokens, response_row.completion_tokens)
+        )
+        return f"{sent} → {got}"
+
+    @admin.display(description="tok/s")
+    def speed(self, request_row: Request) -> str:
+        response_row = request_row.response
+        return _speed(
+            response_row.completion_tokens, response_row.ttft_ms, response_row.duration_ms
+        )
 
     def show(self, request: HttpRequest, row: Request) -> HttpResponse:
-        record = load_request(row.pk)
-        is_whole = "full" in request.GET
-        panels = [
-            _panel("openai_request", record["openai_request"], is_whole),
-            _panel("qwen_request", record["qwen_request"], is_whole),
-        ]
-        response: Any = record["response"] or {}
-        for name in ("openai_response", "qwen_response"):
-            panels.append(_panel(name, response.get(name), is_whole))
-        context = {
+        record: Any = load_request(row.pk)
+        response = record["response"] or {}
+        has_failed = response.get("status") in ERRORS
+        hidden = _why_hidden(request, has_failed=has_failed)
+        if not hidden:
+            staff.audit_view(request, row)
+        name = request.GET.get("download", "")
+        if name in bodies.LABELS:
+            return _download(record, name, hidden)
+        return self.page(request, row, self._context(request, row, record, hidden))
+
+    def _context(
+        self, request: HttpRequest, row: Request, record: Any, hidden: str
+    ) -> dict[str, Any]:
+        response = record["response"] or {}
+        reply_id = (
+            Response.objects.filter(request=row.pk).values_list("reply_id", flat=True).first()
+        )
+        leaf_id = reply_id or row.prompt_id
+        transcript = reverse("admin:sessions_app_session_change", args=[row.session_id])
+        base_url = settings.PUBLIC_URL or request.build_absolute_uri("/").rstrip("/")
+        has_body = not hidden and record["openai_request"] is not None
+        return {
             "title": row.request_id,
             "record": record,
             "response": response,
-            "created_at": row.created_at,
-            "durations": {
-                name: display.duration(response.get(name)) for name in ("ttft_ms", "duration_ms")
-            },
-            "panels": panels,
-            "is_cut": any(len(fold.text) > MAX_CHARS for fold in panels),
+            "row": row,
+            "waterfall": _waterfall(row, record, hidden),
+            "speed": _speed(
+                response.get("completion_tokens", 0),
+                response.get("ttft_ms"),
+                response.get("duration_ms"),
+            ),
+            "headers": () if hidden else bodies.masked_headers(record["headers"]),
+            "hidden": hidden,
+            "panels": bodies.panels(record, hidden=hidden, is_whole="full" in request.GET),
+            "turn_url": f"{transcript}?leaf={leaf_id}" if leaf_id else transcript,
+            "curl": bodies.curl(base_url, record) if has_body else "",
+            "may_replay": has_body and request.user.has_perm(staff.USE_PLAYGROUND),
         }
-        return self.page(request, row, context)
 
 
-def _panel(name: str, body: Any, is_whole: bool) -> Fold:
-    if body is None:
-        return Fold(name, "")
-    text = pretty(body)
-    label = f"{name} · {size(text)}"
-    if not is_whole and len(text) > MAX_CHARS:
-        text = f"{text[:MAX_CHARS]}\n…"
-    return Fold(label, text.replace("\0", "\ufffd"))
+def _why_hidden(request: HttpRequest, *, has_failed: bool) -> str:
+    """Why this user sees no content; empty: they do."""
+    if staff.may_read(request, has_failed=has_failed):
+        return ""
+    return _NOT_ALLOWED if not request.user.has_perm(staff.VIEW_PAYLOAD) else _OFF
+
+
+def _download(record: Mapping[str, Any], name: str, hidden: str) -> HttpResponse:
+    if hidden:
+        raise PermissionDenied
+    return HttpResponse(
+        bodies.as_file(bodies.body_of(record, name)),
+        content_type="application/json",
+        headers={"Content-Disposition": f'attachment; filename="{bodies.file_name(record, name)}"'},
+    )
+
+
+def _waterfall(row: Request, record: Mapping[str, Any], hidden: str) -> waterfall.Waterfall | None:
+    response = record["response"] or {}
+    attempts = record["attempts"]
+    if hidden:
+        # Upstreams' messages may quote what they were sent.
+        attempts = [{**each, "cause": code_of(each.get("cause"))} for each in attempts]
+    return waterfall.draw(
+        created_ms=milliseconds(row.created_at),
+        attempts=attempts,
+        ttft_ms=response.get("ttft_ms"),
+        duration_ms=response.get("duration_ms"),
+    )
+
+
+def _pill(status: str, error_code: str | None) -> SafeString:
+    words = status.replace("_", " ")
+    if error_code and status in ERRORS:
+        words = error_code
+    return format_html('<span class="pill pill-{}" title="{}">{}</span>', status, status, words)
+
+
+def _session_link(request_row: Request, text: str) -> SafeString:
+    url = reverse("admin:sessions_app_session_change", args=[request_row.session_id])
+    return format_html('<a href="{}"><bdi>{}</bdi></a>', url, text)
+
+
+def _speed(tokens: int, ttft_ms: int | None, duration_ms: int | None) -> str:
+    """Tokens a second from the first one on; of answers that came in one piece, in all."""
+    if not tokens or not duration_ms:
+        return display.NONE
+    streamed_ms = duration_ms - (ttft_ms or 0)
+    speed = tokens * 1000 / (streamed_ms if streamed_ms > 50 else duration_ms)
+    return f"{speed:,.0f}" if speed >= 10 else f"{speed:.1f}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.replace("\0", "\ufffd").split())
 
 
 class ResponseAdmin(PageAdmin):
