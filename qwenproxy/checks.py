@@ -11,7 +11,7 @@ from django.core.checks import CheckMessage, Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 
 
-@register()
+@register("qwenproxy")
 def check_encryption_keys(
     app_configs: Sequence[AppConfig] | None, **kwargs: Any
 ) -> list[CheckMessage]:
@@ -27,7 +27,7 @@ def check_encryption_keys(
     ]
 
 
-@register()
+@register("qwenproxy")
 def check_secret_key(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     # Django itself notices only when the first cookie is signed.
     try:
@@ -45,7 +45,7 @@ def check_secret_key(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
     ]
 
 
-@register()
+@register("qwenproxy")
 def check_reachable(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     everywhere = settings.HOST in ("0.0.0.0", "::", "")  # noqa: S104  # compared, not bound
     if not everywhere or settings.PUBLIC_URL or len(settings.ALLOWED_HOSTS) > 3:

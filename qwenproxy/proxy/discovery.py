@@ -10,9 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qwenproxy.errors import GatewayError
-from qwenproxy.upstream.http import open_client
-from qwenproxy.upstream.openai_compatible import OpenAICompatible
-from qwenproxy.upstream.protocol import Account
 
 _USUAL_PORTS = (
     ("Ollama", 11434),
@@ -44,6 +41,15 @@ async def discover(
     *, own_port: int, ports: Sequence[tuple[str, int]] = _USUAL_PORTS
 ) -> Sequence[Found]:
     """Ask every usual port but our own which models it has; takes half a second at most."""
+    # Not at the top: who only asks what was found needs no HTTP client.
+    from qwenproxy.upstream.http import open_client
+
+    # As above.
+    from qwenproxy.upstream.openai_compatible import OpenAICompatible
+
+    # As above.
+    from qwenproxy.upstream.protocol import Account
+
     async with open_client() as client:
 
         async def ask(name: str, port: int) -> Found | None:

@@ -21,7 +21,7 @@ _NETWORK = re.compile(
 )
 
 
-@register()
+@register("qwenproxy")
 def check_file_system(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     if connection.vendor != "sqlite" or is_scratch(connection):
         return []

@@ -16,6 +16,7 @@ from django.db.migrations.operations.base import Operation
 from django.db.migrations.writer import MigrationWriter
 
 from qwenproxy.schema import files
+from qwenproxy.schema.commands import SchemaCommand
 from qwenproxy.schema.operations import FastAddField, is_plain
 from qwenproxy.schema.refusals import WrongUsage
 from qwenproxy.schema.runner import actor
@@ -24,7 +25,7 @@ from qwenproxy.schema.templates import TEMPLATES, MigrationTemplate
 _NOT_WITH_A_TEMPLATE = {"merge": "--merge", "update": "--update", "check_changes": "--check"}
 
 
-class Command(makemigrations.Command):
+class Command(SchemaCommand, makemigrations.Command):
     _template: MigrationTemplate | None = None
 
     def add_arguments(self, parser: CommandParser) -> None:

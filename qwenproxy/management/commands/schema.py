@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from django.core.management import call_command
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
+
+from qwenproxy.schema.commands import SchemaCommand
 
 
-class Command(BaseCommand):
+class Command(SchemaCommand):
     help = "schema status: where the database stands; up: migrate; down: undo the last migration."
     requires_migrations_checks = False
 
