@@ -74,6 +74,7 @@ NAVIGATION: tuple[tuple[str, tuple[Page, ...]], ...] = (
             Page(
                 "Migrations", "admin:migrations", also=("admin:schema_migrationevent_changelist",)
             ),
+            Page("Health", "admin:health", (staff.VIEW_HEALTH,)),
             Page("Audit", "admin:admin_logentry_changelist", (staff.VIEW_AUDIT,)),
         ),
     ),
@@ -92,6 +93,9 @@ class GatewayAdminSite(AdminSite):
         from qwenproxy.dashboard import playground
 
         # As above.
+        from qwenproxy.dashboard.health_page import health
+
+        # As above.
         from requests_app.live import live, live_rows
 
         own: list[URLPattern | URLResolver] = [
@@ -104,6 +108,7 @@ class GatewayAdminSite(AdminSite):
                 playground.playground_record,
                 name="playground_record",
             ),
+            path("health/", health, name="health"),
             path("migrations/", staff.gateway_view()(self.migrations), name="migrations"),
             path(
                 "test-accounts/",

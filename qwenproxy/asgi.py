@@ -62,7 +62,8 @@ class Application:
             ):
                 await self._lean(scope, receive, send, self.gateway)
             else:
-                await self._stock(scope, receive, send)
+                # The health page tells of this process what only the gateway knows.
+                await self._stock({**scope, "gateway": self.gateway}, receive, send)
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
 

@@ -28,13 +28,18 @@ _STARTED_AT = time.monotonic()
 _CHECK_TIMEOUT_S = 2.0
 
 
+def uptime_s() -> float:
+    """Of this process."""
+    return time.monotonic() - _STARTED_AT
+
+
 async def alive(request: LeanRequest) -> HttpResponse:
     """Alive; asks nothing of the database."""
     return _json(
         {
             "status": "healthy",
             "timestamp": int(time.time() * 1000),
-            "uptime": round(time.monotonic() - _STARTED_AT, 3),
+            "uptime": round(uptime_s(), 3),
         }
     )
 
@@ -50,7 +55,7 @@ async def detailed(request: LeanRequest) -> HttpResponse:
     gateway = request.gateway
     figures: JSONObject = {
         "version": __version__,
-        "uptime": round(time.monotonic() - _STARTED_AT, 3),
+        "uptime": round(uptime_s(), 3),
         "running": gateway.running if gateway else 0,
         "recorder_queue": gateway.recorder.queued if gateway else 0,
         "unrecorded": gateway.recorder.unrecorded if gateway else 0,

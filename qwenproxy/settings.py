@@ -24,17 +24,30 @@ from qwenproxy.wire.redaction import Redaction, compile_rules
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 _T = TypeVar("_T", bound=str)
+_D = TypeVar("_D")
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
 
+# What each variable stands at, for the health page: its value (null: a secret, never told), and whether
+# it is set.
+CONFIGURED: dict[str, tuple[object, bool]] = {}
+
+
 def _text(name: str, default: str = "") -> str:
-    return os.environ.get(name, default).strip()
+    value = os.environ.get(name, default).strip()
+    CONFIGURED[name] = (value, bool(os.environ.get(name, "").strip()))
+    return value
+
+
+def _defaulted(name: str, default: _D) -> _D:
+    CONFIGURED[name] = (default, False)
+    return default
 
 
 def _bool(name: str, default: bool) -> bool:
     value = _text(name).lower()
     if not value:
-        return default
+        return _defaulted(name, default)
     if value not in _TRUE | _FALSE:
         raise ImproperlyConfigured(f"{name} must be true or false, not {value!r}")
     return value in _TRUE
@@ -43,7 +56,7 @@ def _bool(name: str, default: bool) -> bool:
 def _number(name: str, default: float, *, minimum: float = 0) -> float:
     value = _text(name)
     if not value:
-        return default
+        return _defaulted(name, default)
     try:
         number = float(value)
     except ValueError as exc:
@@ -63,7 +76,7 @@ def _whole(name: str, default: int, *, minimum: int = 0, maximum: int = 2**53) -
 
 
 def _choice(name: str, default: _T, *others: _T) -> _T:
-    value = _text(name) or default
+    value = _text(name) or _defaulted(name, default)
     for choice in (default, *others):
         if value == choice:
             return choice
@@ -75,7 +88,7 @@ def _zone(name: str) -> tzinfo:
     value = _text(name)
     if value in ("", "UTC"):
         # Also where the system has no time zones.
-        return UTC
+        return UTC if value else _defaulted(name, UTC)
     try:
         return ZoneInfo(value)
     except (ZoneInfoNotFoundError, ValueError, OSError) as exc:
@@ -89,10 +102,12 @@ def _list(name: str) -> list[str]:
 
 
 def _secret(name: str) -> str:
-    path = _text(f"{name}_FILE")
+    path = os.environ.get(f"{name}_FILE", "").strip()
+    value = os.environ.get(name, "").strip()
+    CONFIGURED[name] = (None, bool(path or value))
     if not path:
-        return _text(name)
-    if _text(name):
+        return value
+    if value:
         raise ImproperlyConfigured(f"set {name} or {name}_FILE, not both")
     try:
         # A named file that cannot be read must not turn into "no secret".

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from django.contrib import admin
+from django.templatetags.static import static
 from django.urls import path
 from django.views.generic import RedirectView
 
@@ -18,5 +19,7 @@ urlpatterns = [
     path("readyz", health.ready),
     path("metrics", health.show_metrics),
     path("admin/", admin.site.urls),
+    # Browsers ask for it on pages that name no icon: raw JSON, the documentation.
+    path("favicon.ico", RedirectView.as_view(url=static("qwenproxy/icon.svg"))),
     path("", RedirectView.as_view(url="/admin/")),
 ]

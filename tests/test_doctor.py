@@ -53,8 +53,8 @@ def test_all_is_well(well):
     assert code == 0
     assert {level for found in parts.values() for level, _, _ in found} == {"ok"}
     assert list(parts) == [
-        "configuration", "files", "disk", "database", "schema", "clock", "encryption", "keys",
-        "accounts",
+        "configuration", "files", "disk", "database", "integrity", "schema", "clock", "encryption",
+        "keys", "accounts",
     ]  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def test_what_is_wrong_is_told_with_how_to_mend_it(well, settings, spoil, part, 
     assert code == (1 if level == "error" else 0)
     assert [one for one in parts[part] if one[0] == level and says in one[1] and mend in one[2]]
     # Nothing hides another part.
-    assert len(parts) == 9
+    assert len(parts) == 10
 
 
 def test_people_read_it_part_by_part(well, capsys):
