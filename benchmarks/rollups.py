@@ -11,56 +11,17 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import shutil
-import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from statistics import median
-from urllib.parse import urlsplit
+
+from benchmarks.databases import new_database
 
 _DAYS = 30
 _CHUNK_ROWS = 10_000
 _KEYS, _MODELS, _ACCOUNTS = 50, 8, 5
-
-
-@contextmanager
-def _database() -> Iterator[None]:
-    """Point the settings at a new database, migrate it, remove it afterwards."""
-    directory = tempfile.mkdtemp(prefix="qwenproxy-rollups-")
-    server, name = os.environ.get("QWENPROXY_TEST_DATABASE_URL", ""), f"b_{uuid.uuid4().hex[:12]}"
-    url = urlsplit(server)._replace(path=f"/{name}").geturl() if server else ""
-    os.environ |= {
-        "DJANGO_SETTINGS_MODULE": "qwenproxy.settings",
-        "QWENPROXY_DATA_DIR": directory,
-        "DATABASE_URL": url,
-        "QWENPROXY_SECRET_KEY": "k" * 50,
-        "QWENPROXY_ENCRYPTION_KEYS": "e" * 50,
-    }
-    # Only where there is a server.
-    import psycopg
-
-    try:
-        if server:
-            with psycopg.connect(server, autocommit=True) as connection:
-                connection.execute(f"CREATE DATABASE {name}")
-        # The settings are read from what was just set.
-        import django
-
-        django.setup()
-        from django.core.management import call_command
-        from django.db import connections
-
-        call_command("migrate", verbosity=0)
-        yield
-        connections.close_all()
-    finally:
-        if server:
-            with psycopg.connect(server, autocommit=True) as connection:
-                connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-        shutil.rmtree(directory)
 
 
 def _fill(rows: int, now: datetime) -> None:
@@ -232,7 +193,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rollups")
     parser.add_argument("--rows", type=int, default=1_000_000)
     args = parser.parse_args()
-    with _database():
+    with new_database():
         # After `django.setup`.
         from django.db import connection
 

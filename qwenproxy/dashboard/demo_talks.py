@@ -22,6 +22,8 @@ Kind = Literal["code", "support", "analyst", "batch", "payroll"]
 Outcome = Literal["answer", "error", "left", "stopped"]
 # Share of turns that fail, and the same while an account is out for some time.
 _FAILING, _FAILING_IN_INCIDENT = 0.012, 0.3
+# To find a time that fits.
+_TRIES = 200
 # By hour of the day: people work by day, batches run at night.
 _DAY: Final = (1, 1, 1, 1, 1, 2, 5, 12, 28, 44, 52, 50, 38, 46, 54, 55, 48, 38, 24, 14, 9, 6, 4, 2)
 _NIGHT: Final = (30, 52, 40, 12, 2, *[0] * 17, 2, 8)
@@ -321,8 +323,10 @@ def _moment(client: Client, plan: Plan, chance: Random) -> datetime:
     if chance.random() < 0.02:
         return plan.end - timedelta(minutes=chance.uniform(1, 50))
     length = plan.end - plan.start
-    while True:
+    for _ in range(_TRIES):
         at = plan.start + length * chance.random()
         weight = client.hours[at.hour] * (0.25 if at.weekday() >= 5 and client.hours is _DAY else 1)
         if chance.random() * max(client.hours) < weight:
-            return at
+            break
+    # In a short stretch of time it may be nobody's hour.
+    return at

@@ -98,6 +98,11 @@ def test_the_same_seed_makes_the_same_traffic():
     assert said(3) != said(4)
 
 
+def test_a_short_stretch_in_which_nobody_works_is_filled_as_well():
+    night = datetime(2026, 11, 22, 21, tzinfo=UTC)
+    assert len(demo_data.make_turns(200, 0.1, 1, night, large=False)) == 200
+
+
 def test_a_database_of_the_demo_gets_more_and_loses_nothing():
     seed("--requests", "20", "--days", "1")
     before = set(Request.objects.values_list("pk", flat=True))
