@@ -85,7 +85,7 @@ class SessionAdmin(PageAdmin):
         sessions = list(objs)
         requests = sum(session.request_count for session in sessions)
         counts = {"sessions": len(sessions), "requests with their responses": requests}
-        return [f"Session {session.id}: {session}" for session in sessions], counts, set(), []
+        return [f"Session {session}: {session.title}" for session in sessions], counts, set(), []
 
     def delete_model(self, request: HttpRequest, obj: Session) -> None:
         delete_session_rows(obj.pk, None)

@@ -58,7 +58,8 @@ class Session(models.Model):
         ]
 
     def __str__(self) -> str:
-        return self.title or self.id
+        # Not the title: that is content, and what the audit log notes of a row outlives the row.
+        return self.id
 
 
 class UpstreamChat(models.Model):

@@ -160,7 +160,7 @@ class UpstreamAccountAdmin(UpstreamAccountModelAdmin):
             obj = super().get_object(request, unquote(object_id))
             if obj is not None:
                 (row,) = read_rows(self.admin_site, [obj], ("24h", "7d", "today"))
-                context |= {"row": row, "title": obj.name}
+                context |= {"row": row, "title": obj.name, "subtitle": ""}
         return super().change_view(request, object_id, form_url, context)
 
     def save_model(

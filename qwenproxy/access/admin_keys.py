@@ -188,7 +188,8 @@ class ApiKeyAdmin(ApiKeyModelAdmin):
             obj = self.get_object(request, unquote(object_id))
             if obj is not None:
                 (row,) = read_rows(self.admin_site, [obj], ("24h", "7d"))
-                context |= {"row": row, "title": obj.name, "can_rotate": is_in_use(row.state)}
+                context |= {"row": row, "can_rotate": is_in_use(row.state)}
+                context |= {"title": obj.name, "subtitle": ""}
         return super().change_view(request, object_id, form_url, context)
 
     def rotate_view(self, request: HttpRequest, object_id: str) -> HttpResponse:

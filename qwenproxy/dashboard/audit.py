@@ -12,9 +12,11 @@ from typing import Any
 
 from django.contrib import admin
 from django.contrib.admin.models import ADDITION, CHANGE, DELETION, LogEntry
+from django.contrib.admin.views.main import ChangeList
 from django.contrib.auth import get_user_model
 from django.core.exceptions import PermissionDenied
 from django.db.models import Q
+from django.forms import Media
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
@@ -22,8 +24,9 @@ from django.utils.safestring import SafeString
 from django.utils.text import Truncator
 
 from qwenproxy import display
+from qwenproxy.access.admin_keys import MEDIA
 from qwenproxy.access.staff import EXPORTED, VIEWED
-from sessions_app.admin import RecordAdmin
+from sessions_app.admin import KeysetChangeList, RecordAdmin
 from sessions_app.chips import MAX_CHOICES, NOTHING, Filter, row_id
 from sessions_app.paging import Sort
 
@@ -55,6 +58,12 @@ def _users(value: str) -> list[tuple[str, str]]:
     return [(str(pk), name) for pk, name in rows.values_list("pk", "username")[: MAX_CHOICES + 1]]
 
 
+class AuditList(KeysetChangeList):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.title = "Audit log"
+
+
 class AuditAdmin(RecordAdmin):
     list_display = ("time", "who", "action", "kind", "what", "details")
     list_display_links = None
@@ -69,6 +78,13 @@ class AuditAdmin(RecordAdmin):
         "user__username",
     )
     list_select_related = ("user", "content_type")
+
+    @property
+    def media(self) -> Media:
+        return super().media + MEDIA
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return AuditList
 
     def filters(self, request: HttpRequest) -> Sequence[Filter]:
         return [

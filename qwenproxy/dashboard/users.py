@@ -8,11 +8,12 @@ from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin, UserAdmin
 from django.contrib.auth.models import Group, User
 from django.db.models import Field, ManyToManyField, QuerySet
-from django.forms import CheckboxSelectMultiple
+from django.forms import CheckboxSelectMultiple, Media
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
 from qwenproxy import display
+from qwenproxy.access.admin_keys import MEDIA
 
 # Generic for the type checker alone.
 if TYPE_CHECKING:
@@ -55,6 +56,12 @@ class StaffAdmin(UserModelAdmin):
         ("May", {"classes": ("wide",), "fields": ("is_staff", "groups", "is_superuser")}),
     )
 
+    change_list_template = "admin/access/users.html"
+
+    @property
+    def media(self) -> Media:
+        return super().media + MEDIA
+
     def get_queryset(self, request: HttpRequest) -> QuerySet[User]:
         return super().get_queryset(request).prefetch_related("groups")
 
@@ -95,6 +102,11 @@ class StaffAdmin(UserModelAdmin):
 
 class StaffGroupAdmin(GroupAdmin):
     show_full_result_count = False
+    change_list_template = "admin/access/users.html"
+
+    @property
+    def media(self) -> Media:
+        return super().media + MEDIA
 
     def get_fieldsets(self, request: HttpRequest, obj: Group | None = None) -> Any:
         return [(None, {"fields": ("name", "permissions"), "description": _ROLES})]
