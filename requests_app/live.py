@@ -162,10 +162,11 @@ def _row(row: Mapping[str, Any], now: datetime) -> dict[str, Any]:
         else row["response__duration_ms"]
     )
     exact = created_at.astimezone(UTC).isoformat(timespec="milliseconds")
+    day, today = (display.local_text(moment, "%Y-%m-%d") for moment in (created_at, now))
     return {
         "id": row["pk"],
-        "time": display.local_text(created_at, "%H:%M:%S"),
-        "day": display.local_text(created_at, "%Y-%m-%d"),
+        "time": display.local_text(created_at, "%H:%M:%S" if day == today else "%m-%d %H:%M"),
+        "full": display.local_text(created_at),
         "exact": exact.replace("+00:00", "Z"),
         "request": row["request_id"][:12],
         "url": reverse("admin:requests_app_request_change", args=[row["pk"]]),

@@ -62,6 +62,8 @@ class Section:
     columns: Sequence[str] = ()
     rows: list[Sequence[str]] = field(default_factory=list)
     note: str = ""
+    # Of the page that has more of it.
+    url: str = ""
     # Why it could not be read.
     problem: str = ""
 
@@ -77,7 +79,7 @@ def read_sections(gateway: Gateway | None, now: datetime) -> list[Section]:
         ("Database", _database),
         ("Disk", lambda section: _disk(section, now)),
         ("Record", lambda section: _record(section, now)),
-        ("Serving processes", lambda section: _workers(section)),
+        ("Serving processes", _workers),
         ("Upstream accounts", lambda section: _accounts(section, now)),
         ("Tables", _tables),
         ("Settings", _settings),
@@ -248,6 +250,7 @@ def _workers(section: Section) -> None:
 
 def _accounts(section: Section, now: datetime) -> None:
     section.columns = ("Account", "Kind", "State", "Last success", "What to do")
+    section.url = reverse("admin:access_upstreamaccount_changelist")
     for row in UpstreamAccount.objects.defer("secrets"):
         state = row.state if row.enabled else PAUSED
         section.rows.append(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from zoneinfo import ZoneInfo
@@ -74,8 +75,8 @@ def test_a_row_says_what_lists_say_and_nothing_that_was_said(viewer, settings):
     request_row = response_row.request
     assert row == {
         "id": request_row.pk,
-        "time": "01:30:00",
-        "day": "2026-11-02",
+        "time": "11-02 01:30",
+        "full": "2026-11-02 01:30:00",
         "exact": "2026-11-01T20:00:00.005Z",
         "request": request_row.request_id[:12],
         "url": reverse("admin:requests_app_request_change", args=[request_row.pk]),
@@ -90,6 +91,11 @@ def test_a_row_says_what_lists_say_and_nothing_that_was_said(viewer, settings):
         "tokens_in": "1,234",
         "tokens_out": "0",
     }
+
+
+def test_of_this_day_the_time_alone_is_told(viewer):
+    make_rows(1, created_at=datetime.now(UTC))
+    assert re.fullmatch(r"\d\d:\d\d:\d\d", rows(viewer)["rows"][0]["time"])
 
 
 def test_running_requests_tell_their_age_and_are_read_again_until_they_end(viewer):

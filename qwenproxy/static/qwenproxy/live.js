@@ -159,7 +159,7 @@ function build(row) {
   element.rowNumber = row.id;
   const time = document.createElement("time");
   time.dateTime = row.exact;
-  time.title = `${row.day} ${row.time} (${row.exact})`;
+  time.title = `${row.full} (${row.exact})`;
   time.textContent = row.time;
   element.append(
     cell(time),
@@ -170,8 +170,7 @@ function build(row) {
     cell(...outcome(row)),
     number(row.first_token),
     number(row.total),
-    number(row.tokens_in),
-    number(row.tokens_out),
+    number(`${row.tokens_in} → ${row.tokens_out}`),
   );
   return element;
 }
@@ -210,9 +209,8 @@ function outcome(row) {
   pill.className = `pill pill-${row.status}`;
   pill.textContent = row.status.replace("_", " ");
   if (!row.error) return [pill];
-  const code = document.createElement("span");
-  code.className = "quiet";
-  code.textContent = row.error;
+  const code = cut(row.error);
+  code.classList.add("quiet");
   return [pill, " ", code];
 }
 

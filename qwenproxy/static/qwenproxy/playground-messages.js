@@ -7,7 +7,6 @@ export class Conversation {
     this.list = list;
     this.system = system;
     this.rows = [];
-    // Goes before the others; null where it is a text in its field.
     this.system.addEventListener("input", () => fit(this.system));
   }
 
@@ -134,6 +133,8 @@ class Row {
   }
 }
 
+// As high as its text, by a guess of how many characters a line takes.
 export function fit(field) {
-  field.rows = Math.min(Math.max(field.value.split("\n").length, Math.ceil(field.value.length / 90), 1), MAX_FIELD_ROWS);
+  const lines = field.value.split("\n").map((line) => Math.max(Math.ceil(line.length / 95), 1));
+  field.rows = Math.min(lines.reduce((sum, rows) => sum + rows, 0), MAX_FIELD_ROWS);
 }

@@ -42,6 +42,7 @@ export function fill(body) {
   part("tools").value = body.tools ? JSON.stringify(body.tools, null, 2) : "";
   const others = Object.fromEntries(Object.entries(body).filter(([name]) => !OWN.includes(name)));
   part("others").value = Object.keys(others).length ? JSON.stringify(others, null, 2) : "";
+  part("more").open = Boolean(part("tools").value || part("others").value);
 }
 
 function read(id, problemOf) {
@@ -59,7 +60,10 @@ function read(id, problemOf) {
   }
   part(`${id}-problem`).textContent = problem && `${id === "tools" ? "Tools" : "Other parameters"}: ${problem}`;
   field.setAttribute("aria-invalid", String(Boolean(problem)));
-  if (problem) field.focus();
+  if (problem) {
+    part("more").open = true;
+    field.focus();
+  }
   return problem ? null : value;
 }
 
