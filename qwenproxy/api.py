@@ -14,7 +14,7 @@ from qwenproxy.access.auth import ApiKeyAuth
 from qwenproxy.access.keys_api import router as keys_router
 from qwenproxy.asgi_handler import error_response
 from qwenproxy.errors import GatewayError, InvalidRequest
-from qwenproxy.proxy import account_test, chat, models
+from qwenproxy.proxy import account_test, chat, messages, models
 from qwenproxy.schema.api import router as schema_router
 from requests_app.api import router as requests_router
 from sessions_app.api import router as sessions_router
@@ -99,6 +99,38 @@ api.post(
     operation_id="create_completion",
     openapi_extra=_body({"prompt": _TEXT}, ["prompt"]),
 )(chat.create_completion)
+_MESSAGES = {
+    "messages": {
+        "type": "array",
+        "minItems": 1,
+        "items": {
+            "type": "object",
+            "required": ["role", "content"],
+            "properties": {
+                "role": {"type": "string", "enum": ["user", "assistant"]},
+                "content": {"oneOf": [_TEXT, {"type": "array", "items": {"type": "object"}}]},
+            },
+        },
+    },
+    "system": {"oneOf": [_TEXT, {"type": "array", "items": {"type": "object"}}]},
+    "tools": {"type": "array", "items": {"type": "object"}},
+}
+api.post(
+    "/messages",
+    auth=_chat_key,
+    tags=["chat"],
+    operation_id="create_message",
+    openapi_extra=_body(
+        {**_MESSAGES, "max_tokens": {"type": "integer", "minimum": 1}}, ["messages", "max_tokens"]
+    ),
+)(messages.create_message)
+api.post(
+    "/messages/count_tokens",
+    auth=_chat_key,
+    tags=["chat"],
+    operation_id="count_message_tokens",
+    openapi_extra=_body(_MESSAGES, ["messages"]),
+)(messages.count_tokens)
 api.get("/models", auth=_chat_key, tags=["models"], operation_id="list_models")(models.list_models)
 api.get("/models/{path:model_id}", auth=_chat_key, tags=["models"], operation_id="get_model")(
     models.get_model
@@ -128,7 +160,7 @@ operations_api.add_router("/schema", schema_router, auth=ApiKeyAuth(scope="admin
 @operations_api.exception_handler(GatewayError)
 @api.exception_handler(GatewayError)
 def _on_gateway_error(request: HttpRequest, error: GatewayError) -> HttpResponse:
-    return error_response(error)
+    return error_response(error, request.path)
 
 
 @operations_api.exception_handler(ValidationError)
@@ -137,10 +169,11 @@ def _on_validation_error(request: HttpRequest, error: ValidationError) -> HttpRe
     first = error.errors[0]
     param = ".".join(str(part) for part in first["loc"][1:])
     code = f"invalid_{param}" if first["loc"][0] == "query" else None
-    return error_response(InvalidRequest(f"{param}: {first['msg']}", param=param, code=code))
+    invalid = InvalidRequest(f"{param}: {first['msg']}", param=param, code=code)
+    return error_response(invalid, request.path)
 
 
 @operations_api.exception_handler(HttpError)
 @api.exception_handler(HttpError)
 def _on_http_error(request: HttpRequest, error: HttpError) -> HttpResponse:
-    return error_response(InvalidRequest(error.message, status=error.status_code))
+    return error_response(InvalidRequest(error.message, status=error.status_code), request.path)

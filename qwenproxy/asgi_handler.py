@@ -27,8 +27,8 @@ from qwenproxy.errors import (
     NotFound,
     RecorderUnavailable,
     SchemaNotReady,
+    error_body,
     error_headers,
-    to_openai_error,
 )
 from qwenproxy.proxy.gateway import Gateway
 from qwenproxy.proxy.streaming import ClientStream, Receive, Send
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 _EXPOSED = ", ".join(
     (
-        "x-request-id, x-session-id, retry-after, retry-after-ms",
+        "x-request-id, request-id, x-session-id, retry-after, retry-after-ms",
         *(
             f"x-ratelimit-{what}-{of}"
             for what in ("limit", "remaining", "reset")
@@ -88,18 +88,20 @@ class LeanHandler:
         except _ClientGone:
             return
         except GatewayError as error:
-            response = error_response(error)
+            response = error_response(error, scope["path"])
             if isinstance(error, BodyTooLarge):
                 # What is left of the body would be read as the next request.
                 response["Connection"] = "close"
         except DatabaseError as exc:
             # One line each: while it is down, every request ends here.
             logger.error("%s %s: the database failed: %s", scope["method"], scope["path"], exc)
-            response = error_response(RecorderUnavailable("the database does not answer"))
+            response = error_response(
+                RecorderUnavailable("the database does not answer"), scope["path"]
+            )
         except Exception:
             # The last handler: a fault of ours is logged, and the client hears no more than that.
             logger.exception("request failed: %s %s", scope["method"], scope["path"])
-            response = error_response(GatewayError("internal error"))
+            response = error_response(GatewayError("internal error"), scope["path"])
         if isinstance(response, ClientStream):
             await response.drive(receive, send, extra_headers=cors)
         else:
@@ -141,10 +143,13 @@ class LeanHandler:
             match = request.resolver_match = self._resolve(request.path_info)
             response = await match.func(request, *match.args, **match.kwargs)
         except Http404:
-            return error_response(NotFound(f"there is no {request.path}", code="unknown_url"))
+            return error_response(
+                NotFound(f"there is no {request.path}", code="unknown_url"), request.path
+            )
         if response.status_code == 405:
             refused = error_response(
-                InvalidRequest(f"{request.method} is not for {request.path}", status=405)
+                InvalidRequest(f"{request.method} is not for {request.path}", status=405),
+                request.path,
             )
             refused["Allow"] = response.headers.get("Allow", "")
             return refused
@@ -211,10 +216,10 @@ def _cors_origins(origins: Sequence[str]) -> frozenset[str] | None:
     return None if "*" in origins else frozenset(origins)
 
 
-def error_response(error: GatewayError) -> HttpResponse:
-    """OpenAI's error body with its status and headers."""
+def error_response(error: GatewayError, path: str) -> HttpResponse:
+    """The error's body in the form of the path's protocol, with its status and headers."""
     return HttpResponse(
-        json.dumps(to_openai_error(error)),
+        json.dumps(error_body(error, path)),
         status=error.http_status,
         content_type="application/json",
         headers=error_headers(error),

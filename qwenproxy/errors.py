@@ -1,4 +1,4 @@
-"""Every error the gateway names, and the one form in which clients see it.
+"""Every error the gateway names, and the forms in which clients see it: OpenAI's and Anthropic's.
 
     GatewayError
      +- InvalidRequest 400 . AuthenticationFailed 401 . PermissionDenied 403 . NotFound 404
@@ -23,6 +23,8 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from qwenproxy.wire.json import JSONObject
+
+ANTHROPIC_PATH = "/v1/messages"
 
 
 class GatewayError(Exception):
@@ -258,6 +260,41 @@ def to_openai_error(error: GatewayError) -> JSONObject:
             "code": error.error_code,
         }
     }
+
+
+# Types that Anthropic's API has as well.
+_ANTHROPIC_TYPES = (
+    "api_error",
+    "authentication_error",
+    "invalid_request_error",
+    "not_found_error",
+    "permission_error",
+    "rate_limit_error",
+)
+
+
+def to_anthropic_error(error: GatewayError) -> JSONObject:
+    """Build Anthropic's error body, used for HTTP answers and for the `error` event in a stream."""
+    message, type_ = error.message, error.type
+    if error.http_status == 413:
+        type_ = "request_too_large"
+    elif error.http_status == 504:
+        type_ = "timeout_error"
+    elif isinstance(error, UpstreamBusy | RecorderUnavailable | ShuttingDown):
+        type_ = "overloaded_error"
+    elif type_ not in _ANTHROPIC_TYPES:
+        type_ = "api_error"
+    if isinstance(error, ContextLengthExceeded):
+        # Claude Code compacts a conversation when it reads these words.
+        message = f"prompt is too long: {message}"
+    return {"type": "error", "error": {"type": type_, "message": message}}
+
+
+def error_body(error: GatewayError, path: str) -> JSONObject:
+    """The error in the form of the protocol that the path belongs to."""
+    if path == ANTHROPIC_PATH or path.startswith(f"{ANTHROPIC_PATH}/"):
+        return to_anthropic_error(error)
+    return to_openai_error(error)
 
 
 def error_headers(error: GatewayError) -> dict[str, str]:

@@ -63,7 +63,7 @@ class RequestAdmin(PageAdmin):
     deferred = ("parameters", "attempts", "upstream_request", "headers")
     list_select_related = ("api_key", "response", "session")
     search_fields = ("request_id",)
-    id_prefixes = ("req_", "chatcmpl-", "cmpl-")
+    id_prefixes = ("req_", "chatcmpl-", "cmpl-", "msg_")
     search_help_text = "A request's or response's id, or its beginning"
     default_span = DEFAULT_SPAN
 

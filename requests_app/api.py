@@ -72,7 +72,7 @@ SORTS_BY_STATUS = {
 STATUSES = tuple(name for name, _ in Response.STATUSES)
 _INTEGER_ID = re.compile(r"[0-9]{1,40}")
 _REQUEST_ID = re.compile(r"req_[0-9A-Za-z_-]{1,60}")
-_RESPONSE_ID = re.compile(r"(chatcmpl-|cmpl-|resp_)[0-9A-Za-z_-]{1,60}")
+_RESPONSE_ID = re.compile(r"(chatcmpl-|cmpl-|msg_|resp_)[0-9A-Za-z_-]{1,60}")
 
 _REQUEST_FILTERS = [
     parameter("model", "string", "The model, as the client named it."),

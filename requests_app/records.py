@@ -12,7 +12,13 @@ from datetime import datetime
 from typing import Any
 
 from qwenproxy.access.models import Recorded
-from qwenproxy.wire import json, openai_chat, openai_completions
+from qwenproxy.wire import (
+    anthropic_bodies,
+    anthropic_messages,
+    json,
+    openai_chat,
+    openai_completions,
+)
 from qwenproxy.wire.events import UsageReport
 from qwenproxy.wire.history import decode_content, text_of
 from qwenproxy.wire.json import JSONObject, JSONValue
@@ -221,6 +227,8 @@ def _openai_request(
 ) -> JSONObject:
     body = json.loads_text(row["parameters"])
     assert isinstance(body, dict)
+    if row["dialect"] == "anthropic":
+        return anthropic_bodies.to_body(body, messages, tools)
     if row["dialect"] == "completions":
         body["prompt"] = text_of(messages[-1]) if messages else ""
     else:
@@ -282,6 +290,15 @@ def _openai_response(row: Mapping[str, Any]) -> JSONObject | None:
             model=_answering_model(row),
             created=created,
             text=text_of(message),
+            finish_reason=finish_reason,
+            usage=usage,
+        )
+    if row["request__dialect"] == "anthropic":
+        return anthropic_messages.whole_message(
+            response_id=row["response_id"],
+            model=_answering_model(row),
+            message=message,
+            reasoning=row["reasoning"],
             finish_reason=finish_reason,
             usage=usage,
         )

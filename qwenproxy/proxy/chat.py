@@ -57,13 +57,20 @@ async def create_completion(request: GatewayRequest) -> HttpResponseBase:
 
 
 async def _start(request: GatewayRequest, dialect: Dialect, body: schemas.Body) -> HttpResponseBase:
+    route = await route_allowed(request, body.model)
+    turn = Turn(request.gateway, dialect, caller_of(request, body), body, route)
+    return await turn.start()
+
+
+def caller_of(request: GatewayRequest, body: schemas.Body) -> Caller:
+    """Who asks, with the headers that are recorded and the client's own id of the conversation."""
     headers = dict(request.scope["headers"])
     recorded = {
         name: headers[name.encode()].decode("utf-8", "replace")
         for name in request.gateway.settings.record_headers
         if name.encode() in headers
     }
-    caller = Caller(
+    return Caller(
         api_key_id=request.auth.id,
         method=request.method or "POST",
         path=request.path,
@@ -73,6 +80,3 @@ async def _start(request: GatewayRequest, dialect: Dialect, body: schemas.Body) 
         recorded=request.auth.recorded,
         headers=json.dumps_text({**recorded}) if recorded else "",
     )
-    route = await route_allowed(request, body.model)
-    turn = Turn(request.gateway, dialect, caller, body, route)
-    return await turn.start()

@@ -1,4 +1,4 @@
-"""A client protocol as a turn uses it: how its ids begin, how its answers are written."""
+"""A client protocol as a turn uses it: how its ids begin, how its answers and errors are written."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from qwenproxy.errors import GatewayError, to_openai_error
 from qwenproxy.wire.events import Event, UsageReport
 from qwenproxy.wire.json import JSONObject
 
@@ -16,6 +17,7 @@ class Encoder(Protocol):
     def encode(self, events: Sequence[Event]) -> bytes: ...
     def finish(self, reason: str, usage: UsageReport | None) -> bytes: ...
     def error(self, body: JSONObject) -> bytes: ...
+    def keep_alive(self) -> bytes: ...
 
 
 class Whole(Protocol):
@@ -36,8 +38,9 @@ class Whole(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """A client protocol: what its ids begin with and how answers are written."""
+    """A client protocol: what its ids begin with and how answers and errors are written."""
 
     id_prefix: str
     make_encoder: Callable[..., Encoder]
     whole: Whole
+    error_body: Callable[[GatewayError], JSONObject] = to_openai_error

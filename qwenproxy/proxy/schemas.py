@@ -30,7 +30,7 @@ class Body:
     """A checked body: `sent` is all of it, the rest are the parts that the gateway reads."""
 
     sent: JSONObject
-    dialect: Literal["chat", "completions"]
+    dialect: Literal["chat", "completions", "anthropic"]
     messages: list[JSONObject]
     # Empty: the default model.
     model: str = ""
@@ -55,7 +55,7 @@ def parse_chat(raw: bytes) -> Body:
     Raises:
         InvalidRequest: naming the field.
     """
-    sent = _object(raw)
+    sent = read_object(raw)
     messages = sent.get("messages")
     if not isinstance(messages, list) or not messages:
         raise InvalidRequest("messages must be a non-empty list", param="messages")
@@ -74,7 +74,7 @@ def parse_chat(raw: bytes) -> Body:
 
 def parse_completion(raw: bytes) -> Body:
     """Check the body of `POST /v1/completions`; the prompt becomes one user message."""
-    sent = _object(raw)
+    sent = read_object(raw)
     prompt = sent.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
@@ -91,7 +91,12 @@ def parse_completion(raw: bytes) -> Body:
     return body
 
 
-def _object(raw: bytes) -> JSONObject:
+def read_object(raw: bytes) -> JSONObject:
+    """Parse a body.
+
+    Raises:
+        InvalidRequest: it is not a JSON object, or nested too deep.
+    """
     try:
         sent = json.loads(raw)
     except json.JSONError as exc:
@@ -172,25 +177,37 @@ def _check_tools(tools: JSONValue) -> None:
             )
 
 
-def _check_common(body: Body) -> None:
+def read_common(body: Body, user: str | None, *, user_param: str) -> None:
+    """Check and read what bodies of every protocol have.
+
+    Raises:
+        InvalidRequest: naming the field.
+    """
     sent = body.sent
     body.model = _text(sent, "model") or ""
     if len(body.model) > 200:
         raise InvalidRequest("model must be at most 200 characters", param="model")
-    body.user = _text(sent, "user")
-    if body.user is not None and len(body.user) > _MAX_USER_CHARS:
-        raise InvalidRequest(f"user must be at most {_MAX_USER_CHARS} characters", param="user")
+    if user is not None and len(user) > _MAX_USER_CHARS:
+        raise InvalidRequest(
+            f"{user_param} must be at most {_MAX_USER_CHARS} characters", param=user_param
+        )
+    body.user = user
     stream = sent.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise InvalidRequest("stream must be true or false", param="stream")
     body.stream = bool(stream)
+    _check_numbers(sent)
+
+
+def _check_common(body: Body) -> None:
+    sent = body.sent
+    read_common(body, _text(sent, "user"), user_param="user")
     body.include_usage = _include_usage(sent)
     if sent.get("n") not in (None, 1):
         raise InvalidRequest("n must be 1: one answer a request", param="n")
     for name in ("logprobs", "top_logprobs"):
         if sent.get(name):
             raise InvalidRequest(f"{name}: log probabilities are not carried", param=name)
-    _check_numbers(sent)
     body.parameters = {name: value for name, value in sent.items() if name not in _OWN}
 
 

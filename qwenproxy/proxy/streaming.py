@@ -15,11 +15,11 @@ from django.http.response import HttpResponseBase
 
 from qwenproxy.errors import GatewayError, error_headers, to_openai_error
 from qwenproxy.wire import json
+from qwenproxy.wire.json import JSONObject
+from qwenproxy.wire.sse import KEEP_ALIVE
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-
-_KEEP_ALIVE = b": keep-alive\n\n"
 
 
 class ClientStream(HttpResponseBase):
@@ -35,6 +35,7 @@ class ClientStream(HttpResponseBase):
         send_timeout_s: float,
         keep_alive_s: float,
         on_left: Callable[[], None],
+        keep_alive: Callable[[], bytes] = lambda: KEEP_ALIVE,
     ) -> None:
         content_type = "text/event-stream; charset=utf-8" if sse else "application/json"
         super().__init__(content_type=content_type)
@@ -47,6 +48,7 @@ class ClientStream(HttpResponseBase):
         self._send_timeout_s = send_timeout_s
         self._keep_alive_s = keep_alive_s
         self._on_left = on_left
+        self._keep_alive = keep_alive
         self._pieces: list[bytes] = []
         self._size = 0
         self._has_head = False
@@ -79,8 +81,11 @@ class ClientStream(HttpResponseBase):
         self._ended = True
         self._wake()
 
-    def fail(self, error: GatewayError, event: bytes) -> None:
-        """End with an error: a status and body before the headers, `event` on a stream after."""
+    def fail(self, error: GatewayError, event: bytes, *, body: JSONObject | None = None) -> None:
+        """End with an error: a status and `body` before the headers, `event` on a stream after.
+
+        Without `body` it is OpenAI's.
+        """
         if self._has_head:
             if self._sse:
                 self.append(event)
@@ -90,7 +95,7 @@ class ClientStream(HttpResponseBase):
         self["Content-Type"] = "application/json"
         for name, value in error_headers(error).items():
             self[name] = value
-        self.append(json.dumps(to_openai_error(error)))
+        self.append(json.dumps(to_openai_error(error) if body is None else body))
         self.end()
 
     # The client's side.
@@ -189,7 +194,7 @@ class ClientStream(HttpResponseBase):
         elif self._sse and not self._ended:
             left_s = self._keep_alive_s * 0.99 - (now - self._last_sent)
             if left_s <= 0:
-                self.append(_KEEP_ALIVE)
+                self.append(self._keep_alive())
             else:
                 next_s = min(next_s, left_s)
         self._timer = loop.call_later(next_s, self._tick, loop, deadline)

@@ -35,7 +35,6 @@ from qwenproxy.errors import (
     UpstreamProtocolError,
     UpstreamRateLimited,
     UpstreamTimeout,
-    to_openai_error,
 )
 from qwenproxy.proxy.dialect import Dialect, Encoder
 from qwenproxy.proxy.gateway import Gateway
@@ -115,15 +114,6 @@ class Turn:
     def __post_init__(self) -> None:
         self.request_id = f"req_{uuid4().hex}"
         self.response_id = f"{self.dialect.id_prefix}{uuid4().hex}"
-        settings = self.gateway.settings
-        self.client = ClientStream(
-            sse=self.body.stream,
-            buffer_bytes=settings.send_buffer_bytes,
-            send_timeout_s=settings.send_timeout_s,
-            keep_alive_s=settings.keep_alive_s,
-            on_left=self._client_left,
-        )
-        self.client["x-request-id"] = self.request_id
         self._opening = self._make_opening()
         self._encoder = self.dialect.make_encoder(
             response_id=self.response_id,
@@ -131,6 +121,16 @@ class Turn:
             created=int(self._opening.created_at.timestamp()),
             include_usage=self.body.include_usage,
         )
+        settings = self.gateway.settings
+        self.client = ClientStream(
+            sse=self.body.stream,
+            buffer_bytes=settings.send_buffer_bytes,
+            send_timeout_s=settings.send_timeout_s,
+            keep_alive_s=settings.keep_alive_s,
+            on_left=self._client_left,
+            keep_alive=self._encoder.keep_alive,
+        )
+        self.client["x-request-id"] = self.request_id
 
     async def start(self) -> ClientStream:
         """Put the turn on record as in progress, then let it run; return what its client holds.
@@ -427,7 +427,7 @@ class Turn:
             await self.gateway.recorder.commit(self._make_closing("completed", reason, 200))
         except RecorderUnavailable as error:
             # The recorder keeps this end and writes it when it can; the client must not act on it yet.
-            self.client.fail(error, self._encoder.error(to_openai_error(error)))
+            self._fail_client(error)
             return
         usage = self.answer.usage or estimated_usage(self.body, self.answer)
         if self.body.stream:
@@ -472,7 +472,11 @@ class Turn:
         except GatewayError as exc:
             logger.error("the end of a turn could not be recorded: %s", exc.message)
             error = exc
-        self.client.fail(error, self._encoder.error(to_openai_error(error)))
+        self._fail_client(error)
+
+    def _fail_client(self, error: GatewayError) -> None:
+        body = self.dialect.error_body(error)
+        self.client.fail(error, self._encoder.error(body), body=body)
 
     def _observe(self) -> None:
         usage = self.answer.usage

@@ -458,6 +458,9 @@ class ChatChunkEncoder:
         """End the stream with an error; `body` is OpenAI's error body, no end mark follows."""
         return sse.encode_data(body)
 
+    def keep_alive(self) -> bytes:
+        return sse.KEEP_ALIVE
+
     def _begin(self, prefix: bytes) -> bytes:
         self._has_begun = True
         role = b'"role":"assistant",'

@@ -61,6 +61,9 @@ class CompletionChunkEncoder:
         """End the stream with an error; `body` is OpenAI's error body, no end mark follows."""
         return sse.encode_data(body)
 
+    def keep_alive(self) -> bytes:
+        return sse.KEEP_ALIVE
+
 
 def completion(
     *,

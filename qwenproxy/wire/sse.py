@@ -11,6 +11,8 @@ from qwenproxy.wire import json
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 DONE = b"data: [DONE]\n\n"
+# A comment, which no client shows.
+KEEP_ALIVE = b": keep-alive\n\n"
 
 _BOM = b"\xef\xbb\xbf"
 
