@@ -74,7 +74,7 @@ def _fill(rows: int, now: datetime) -> None:
 
 
 def _copy(number: int, later: timedelta) -> None:
-    """Copy the sessions, requests and responses of the base to a later time, with keys of their own."""
+    """Copy the sessions, requests and responses of the base to a later time, with ids that no UUID has."""
     from django.db import connection
 
     from requests_app.models import Request, Response
@@ -87,7 +87,7 @@ def _copy(number: int, later: timedelta) -> None:
                 Request,
                 {
                     "id": f"id + {number * _BASE_TURNS}",
-                    "request_id": f"'req_{number:06d}' || substr(request_id, 11)",
+                    "request_id": f"'req_x{number:05d}' || substr(request_id, 11)",
                     "session_id": _id("session_id", number),
                 },
             ),
@@ -95,7 +95,7 @@ def _copy(number: int, later: timedelta) -> None:
                 Response,
                 {
                     "id": f"id + {number * _BASE_TURNS}",
-                    "response_id": f"'chatcmpl-{number:06d}' || substr(response_id, 16)",
+                    "response_id": f"'chatcmpl-x{number:05d}' || substr(response_id, 16)",
                     "request_id": f"request_id + {number * _BASE_TURNS}",
                     "session_id": _id("session_id", number),
                 },

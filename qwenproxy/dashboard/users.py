@@ -102,6 +102,8 @@ class StaffAdmin(UserModelAdmin):
 
 class StaffGroupAdmin(GroupAdmin):
     show_full_result_count = False
+    # The two lists that Django makes of one have labels that screen readers may not read.
+    filter_horizontal = ()
     change_list_template = "admin/access/users.html"
 
     @property
