@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test test-all check format bench clean
+.PHONY: run test test-all check format bench pictures clean
 
 run: $(VENV)/.run-ready
 	@exec $(BIN)/python manage.py serve
@@ -28,6 +28,10 @@ format: $(VENV)/.dev-ready
 
 bench: $(VENV)/.dev-ready
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# Of README and docs/admin.md; needs chromium.
+pictures: $(VENV)/.dev-ready
+	$(BIN)/python -m tests.browser.take_pictures
 
 clean:
 	rm -rf $(VENV)
