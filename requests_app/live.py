@@ -36,6 +36,8 @@ _INTERVAL_MS = 2_000
 _LATE_S = 5
 _MODELS_OF = timedelta(hours=24)
 _MAX_KEYS = 500
+# In the place of an id in addresses.
+_ANY = "ID"
 
 _ID = re.compile("[0-9]{1,18}")
 _STATUSES = tuple(name for name, _ in Response.STATUSES)
@@ -107,6 +109,10 @@ def live(request: HttpRequest) -> HttpResponse:
         "models": sorted(models),
         "config": {
             "url": reverse("admin:live_rows"),
+            # Filled in by the page: a reverse for each row would cost most of a tick.
+            "request": reverse("admin:requests_app_request_change", args=[_ANY]),
+            "session": reverse("admin:sessions_app_session_change", args=[_ANY]),
+            "any": _ANY,
             "login": f"{reverse('admin:login')}?next={reverse('admin:live')}",
             "params": chosen.params(),
             "interval_ms": _INTERVAL_MS,
@@ -169,9 +175,7 @@ def _row(row: Mapping[str, Any], now: datetime) -> dict[str, Any]:
         "full": display.local_text(created_at),
         "exact": exact.replace("+00:00", "Z"),
         "request": row["request_id"][:12],
-        "url": reverse("admin:requests_app_request_change", args=[row["pk"]]),
-        "session": row["session_id"][:8],
-        "session_url": reverse("admin:sessions_app_session_change", args=[row["session_id"]]),
+        "session": row["session_id"],
         "key": row["api_key__name"],
         "model": row["model"],
         "status": row["response__status"],

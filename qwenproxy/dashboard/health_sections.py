@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import django
-from django.apps import apps
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseError
@@ -27,13 +26,13 @@ from qwenproxy import display, metrics
 from qwenproxy.access.account_states import PAUSED, way_out
 from qwenproxy.access.models import UpstreamAccount
 from qwenproxy.health import uptime_s
-from qwenproxy.schema import backup, report
-from qwenproxy.schema.estimate import Tables
+from qwenproxy.schema import backup
 from qwenproxy.schema.status import read_brief
 from requests_app.liveness import WorkerLock
 from requests_app.models import Request, Response, Worker
 from requests_app.rollups import next_used, rolled_to
 from requests_app.windows import slot_of, slot_start
+from sessions_app.guard import Stopped, stopped_after
 
 if TYPE_CHECKING:
     from qwenproxy.proxy.gateway import Gateway
@@ -41,6 +40,8 @@ if TYPE_CHECKING:
 # Variables whose values may name what is to be hidden.
 _HIDDEN = frozenset(("QWENPROXY_REDACT",))
 _PASSWORD = re.compile(r"(?<=//)[^/@\s]+@")
+# To measure the tables.
+_MEASURED_S = 0.5
 _GROWTH_FROM = timedelta(days=1)
 _COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -266,16 +267,48 @@ def _accounts(section: Section, now: datetime) -> None:
 
 def _tables(section: Section) -> None:
     section.columns = ("Table", "Rows", "Data", "Indexes")
-    section.note = "Estimated from a sample."
-    with report.read_only(connection):
-        tables = Tables(connection)
-        found = [
-            (model._meta.db_table, tables[model._meta.db_table]) for model in apps.get_models()
-        ]
-    for name, table in sorted(found, key=lambda one: -one[1].bytes):
-        if table.rows:
-            sizes = (display.size(table.table_bytes), display.size(table.index_bytes))
-            section.rows.append((name, f"{table.rows:,}", *sizes))
+    on_postgresql = connection.vendor == "postgresql"
+    section.note = "Rows are estimated." if on_postgresql else "Rows: the highest id at most."
+    try:
+        with stopped_after(_MEASURED_S):
+            found = _postgresql_tables() if on_postgresql else _sqlite_tables()
+    except Stopped:
+        section.problem = "Not measured: the database is too large to be looked through by a page."
+        return
+    for name, rows, data, indexes in sorted(found, key=lambda one: -one[2] - one[3]):
+        count = display.NONE if rows is None or rows < 0 else f"{rows:,}"
+        section.rows.append((name, count, display.size(data), display.size(indexes)))
+
+
+def _postgresql_tables() -> list[tuple[str, int | None, int, int]]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT relname, CAST(reltuples AS bigint), pg_table_size(oid), pg_indexes_size(oid)"
+            " FROM pg_class WHERE relkind = 'r' AND relnamespace = CAST(current_schema() AS regnamespace)"
+        )
+        return list(cursor.fetchall())
+
+
+def _sqlite_tables() -> list[tuple[str, int | None, int, int]]:
+    with connection.cursor() as cursor:
+        # Not `aggregate`: that looks through a whole table before it can be stopped.
+        cursor.execute("SELECT name, SUM(pgsize) FROM dbstat GROUP BY name")
+        sizes = dict(cursor.fetchall())
+        cursor.execute("SELECT name, seq FROM sqlite_sequence")
+        highest = dict(cursor.fetchall())
+        cursor.execute(
+            "SELECT name, tbl_name, type FROM sqlite_master WHERE type IN ('table', 'index')"
+        )
+        parts = cursor.fetchall()
+    indexes: Counter[str] = Counter()
+    for name, table, kind in parts:
+        if kind == "index":
+            indexes[table] += sizes.get(name, 0)
+    return [
+        (name, highest.get(name), sizes.get(name, 0), indexes[name])
+        for name, _, kind in parts
+        if kind == "table"
+    ]
 
 
 def _settings(section: Section) -> None:

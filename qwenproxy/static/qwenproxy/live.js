@@ -163,8 +163,8 @@ function build(row) {
   time.textContent = row.time;
   element.append(
     cell(time),
-    cell(link(row.url, row.request)),
-    cell(link(row.session_url, row.session)),
+    cell(link(config.request, row.id, row.request)),
+    cell(link(config.session, row.session, row.session.slice(0, 8))),
     cell(cut(row.key)),
     cell(cut(row.model)),
     cell(...outcome(row)),
@@ -187,10 +187,10 @@ function number(text) {
   return element;
 }
 
-function link(url, text) {
+function link(url, id, text) {
   const element = document.createElement("a");
   const code = document.createElement("code");
-  element.href = url;
+  element.href = url.replace(config.any, encodeURIComponent(id));
   code.textContent = text;
   element.append(code);
   return element;
