@@ -107,7 +107,7 @@ _MESSAGES = {
             "type": "object",
             "required": ["role", "content"],
             "properties": {
-                "role": {"type": "string", "enum": ["user", "assistant"]},
+                "role": {"type": "string", "enum": ["user", "assistant", "system"]},
                 "content": {"oneOf": [_TEXT, {"type": "array", "items": {"type": "object"}}]},
             },
         },

@@ -134,15 +134,28 @@ def _read_message(message: JSONValue, path: str, form: ChatForm) -> None:
         raise FieldError(f"{path}.role", "must be user or assistant")
     content = message.get("content")
     _keep(form, message, path, "role", "content")
-    if isinstance(content, str):
+    if role == "system":
+        _read_reminder(content, path, form)
+    elif isinstance(content, str):
         form.messages.append({"role": role, "content": content})
     elif role == "assistant":
         _read_answer(content, f"{path}.content", form)
     else:
-        _read_question(role, content, f"{path}.content", form)
+        _read_question(content, f"{path}.content", form)
 
 
-def _read_question(role: JSONValue, content: JSONValue, path: str, form: ChatForm) -> None:
+def _read_reminder(content: JSONValue, path: str, form: ChatForm) -> None:
+    """Let the user say what the system says within the line: newer Qwen templates refuse it there.
+
+    The tag is the one that Claude Code itself uses inside users' messages.
+    """
+    text = content if isinstance(content, str) else _joined(content, f"{path}.content", form)
+    form.unmapped[f"{path}.role"] = "system"
+    reminder = f"<system-reminder>\n{text}\n</system-reminder>"
+    form.messages.append({"role": "user", "content": reminder})
+
+
+def _read_question(content: JSONValue, path: str, form: ChatForm) -> None:
     """Results of tools become messages of their own, in front of what the user says."""
     parts: list[JSONValue] = []
     has_results = False
@@ -153,7 +166,7 @@ def _read_question(role: JSONValue, content: JSONValue, path: str, form: ChatFor
         else:
             parts.append(_part(block, block_path, kind, form))
     if parts or not has_results:
-        form.messages.append({"role": role, "content": _content(parts) or ""})
+        form.messages.append({"role": "user", "content": _content(parts) or ""})
 
 
 def _read_result(block: JSONObject, path: str, form: ChatForm) -> list[JSONValue]:
@@ -193,10 +206,10 @@ def _part(block: JSONObject, path: str, kind: str, form: ChatForm) -> JSONObject
         return {"type": "image_url", "image_url": {"url": url}}
     if kind == "document":
         _keep(form, block, path, "type", "source", "title")
-        return _document(block, f"{path}.source")
+        return _document(block, f"{path}.source", form)
     if kind == "search_result":
         _keep(form, block, path, "type", "content")
-        return {"type": "text", "text": _joined(block.get("content"), f"{path}.content")}
+        return {"type": "text", "text": _joined(block.get("content"), f"{path}.content", form)}
     raise FieldError(f"{path}.type", f"blocks of type {kind!r} are not supported")
 
 
@@ -210,7 +223,7 @@ def _image_url(source: JSONValue, path: str) -> str:
     raise FieldError(f"{path}.type", "must be base64 or url")
 
 
-def _document(block: JSONObject, path: str) -> JSONObject:
+def _document(block: JSONObject, path: str, form: ChatForm) -> JSONObject:
     source, title = block.get("source"), block.get("title")
     kind = source.get("type") if isinstance(source, dict) else None
     if not isinstance(source, dict) or kind not in ("base64", "text", "content"):
@@ -223,15 +236,16 @@ def _document(block: JSONObject, path: str) -> JSONObject:
         text = _text(source, "data", path)
     else:
         content = source.get("content")
-        text = content if isinstance(content, str) else _joined(content, f"{path}.content")
+        text = content if isinstance(content, str) else _joined(content, f"{path}.content", form)
     return {"type": "text", "text": f"{title}\n\n{text}" if title else text}
 
 
-def _joined(content: JSONValue, path: str) -> str:
+def _joined(content: JSONValue, path: str, form: ChatForm) -> str:
     texts = []
     for block, block_path, kind in _blocks(content, path):
         if kind != "text":
             raise FieldError(f"{block_path}.type", f"must be text, not {kind!r}")
+        _keep(form, block, block_path, "type", "text")
         texts.append(_text(block, "text", block_path))
     return "\n".join(texts)
 

@@ -74,6 +74,30 @@ class TestBodies:
         assert sent("1").messages == sent("2").messages
         assert "cc_version=1" in str(sent("1").unmapped["system.0"])
 
+    @pytest.mark.parametrize("content", ["Be quick.", [text("Be quick.")]])
+    def test_what_the_system_says_within_the_line_is_a_reminder(self, content):
+        form = to_chat(body(user(text("Hi")), {"role": "system", "content": content}))
+        assert form.messages[1] == {
+            "role": "user",
+            "content": "<system-reminder>\nBe quick.\n</system-reminder>",
+        }
+        assert form.unmapped == {"messages.1.role": "system"}
+
+    @pytest.mark.parametrize(
+        ("block", "told"),
+        [
+            (
+                {"source": {"type": "text", "media_type": "text/plain", "data": "D"}, "title": "T"},
+                "T\n\nD",
+            ),
+            ({"source": {"type": "content", "content": [text("a"), text("b")]}}, "a\nb"),
+            ({"source": {"type": "content", "content": "a"}}, "a"),
+        ],
+    )
+    def test_a_document_that_is_text_is_told_as_text(self, block, told):
+        (message,) = chat_messages(user({"type": "document", **block}))
+        assert message["content"] == told
+
     def test_results_come_before_what_the_user_says(self):
         results = [
             {"type": "tool_result", "tool_use_id": "t1", "content": "one"},
