@@ -35,8 +35,11 @@ class AccountRow:
 
     @property
     def until(self) -> datetime | None:
-        """When it is tried again by itself."""
-        return self.account.state_until if self.state not in ("ready", PAUSED) else None
+        """When it is tried again by itself; null: with the next request, or not by itself."""
+        until = self.account.state_until
+        if until is None or until <= timezone.now() or self.state in ("ready", PAUSED):
+            return None
+        return until
 
     @property
     def reason(self) -> str:

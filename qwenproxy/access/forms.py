@@ -156,6 +156,10 @@ class UpstreamAccountForm(UpstreamAccountModelForm):
         self._new_secrets: accounts.Secrets = {}
         # Secrets that were stored for another address, and are dropped with it.
         self._dropped: list[str] = []
+        for name in ("name", "base_url"):
+            # Beside fields for secrets, browsers take them for a user name.
+            if name in self.fields:
+                self.fields[name].widget.attrs["autocomplete"] = "off"
         if self.instance.pk is not None:
             # Another kind would take other secrets: that is another account.
             self.fields.pop("kind", None)

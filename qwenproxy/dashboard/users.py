@@ -35,7 +35,9 @@ class StaffAdmin(UserModelAdmin):
     list_select_related = False
     ordering = ("username",)
     show_full_result_count = False
-    filter_horizontal = ("user_permissions",)
+    # Boxes to tick instead: the two lists that Django makes of one have labels that screen readers may
+    # not read.
+    filter_horizontal = ()
     # As times of the past; two inputs for one moment would have one label.
     readonly_fields = ("last_login", "date_joined")
     fieldsets = (
@@ -72,7 +74,7 @@ class StaffAdmin(UserModelAdmin):
     def formfield_for_manytomany(
         self, db_field: ManyToManyField[Any, Any], request: HttpRequest, **kwargs: Any
     ) -> Any:
-        if db_field.name == "groups":
+        if db_field.name in ("groups", "user_permissions"):
             kwargs["widget"] = CheckboxSelectMultiple()
         return super().formfield_for_manytomany(db_field, request, **kwargs)
 
@@ -102,13 +104,21 @@ class StaffAdmin(UserModelAdmin):
 
 class StaffGroupAdmin(GroupAdmin):
     show_full_result_count = False
-    # The two lists that Django makes of one have labels that screen readers may not read.
     filter_horizontal = ()
     change_list_template = "admin/access/users.html"
 
     @property
     def media(self) -> Media:
         return super().media + MEDIA
+
+    def formfield_for_manytomany(
+        self,
+        db_field: ManyToManyField[Any, Any],
+        request: HttpRequest | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        kwargs["widget"] = CheckboxSelectMultiple()
+        return super().formfield_for_manytomany(db_field, request, **kwargs)
 
     def get_fieldsets(self, request: HttpRequest, obj: Group | None = None) -> Any:
         return [(None, {"fields": ("name", "permissions"), "description": _ROLES})]
