@@ -5,72 +5,190 @@ Read-only but for the deletion of whole sessions, which goes the way of the API.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, ClassVar
 
 from django.contrib import admin
-from django.db.models import QuerySet
+from django.contrib.admin.models import LogEntry
+from django.contrib.admin.views.main import ChangeList
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.text import Truncator
 
 from qwenproxy import display
+from qwenproxy.access import staff
+from qwenproxy.wire import json
+from requests_app import session_facts
 from requests_app.admin_pages import PageAdmin
 from requests_app.conversation import load_conversation
 from requests_app.deletion import delete_session_rows
-from sessions_app.admin import RecordAdmin
-from sessions_app.chips import Filter, key_filter
+from requests_app.request_filters import DEFAULT_SPAN, model_filter
+from sessions_app.admin import KeysetChangeList, RecordAdmin, begins_with
+from sessions_app.chips import NOTHING, Filter, key_filter
 from sessions_app.models import Session
 from sessions_app.paging import Sort
 
+# One view of a session is one entry of the audit log, however many pages of it are opened.
+_SAME_VIEW = timedelta(minutes=10)
+_RECENT_ENTRIES = 50
+_ID_BEGINNING = re.compile("[0-9a-f][0-9a-f-]{0,35}")
+_MS = timedelta(milliseconds=1)
+_NO_TITLE = "(no user message)"
+
+
+class _SessionList(KeysetChangeList):
+    """The list with what each session of the page amounts to."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        facts = session_facts.facts_of_many([row.pk for row in self.result_list])
+        for row in self.result_list:
+            row.facts = facts[row.pk]
+
 
 class SessionAdmin(PageAdmin):
-    page_template = "admin/sessions_app/session/conversation.html"
-    list_display = ("last_activity", "beginning", "key_name", "message_count", "request_count")
-    list_display_links = ("last_activity", "beginning")
-    list_columns = (
-        "title",
-        "api_key__name",
-        "message_count",
-        "request_count",
-        "last_accessed",
+    page_template = "admin/sessions_app/session/transcript.html"
+    list_display = (
+        "last_activity",
+        "beginning",
+        "key_name",
+        "last_model",
+        "requests",
+        "branches",
+        "errors",
+        "tokens",
+        "duration",
     )
+    list_display_links = ("beginning",)
+    list_columns = ("title", "api_key__name", "created_at", "last_accessed")
     list_select_related = ("api_key",)
     search_fields = ("id",)
-    search_help_text = "A session's id, or how it begins."
+    search_help_text = "A session's id or its beginning, the client's own id, the start of a title"
+    default_span = DEFAULT_SPAN
+
+    class Media:
+        css: ClassVar = {"all": ("qwenproxy/sessions.css",)}
 
     def filters(self, request: HttpRequest) -> Sequence[Filter]:
-        return [key_filter()]
+        return [
+            key_filter(),
+            replace(model_filter(is_indexed=False), condition=session_facts.using),
+            _flag("errors", "Errors", "with errors", session_facts.failed()),
+            _flag("branches", "Branches", "with branches", session_facts.branched()),
+        ]
 
     def sort(self, request: HttpRequest) -> Sort:
         return Sort("last_accessed", has_text_id=True)
 
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return _SessionList
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return super().get_queryset(request).select_related("api_key")
+
+    def get_list_display(self, request: HttpRequest) -> tuple[str, ...]:
+        if staff.may_read(request):
+            return self.list_display
+        # A title is the beginning of what was said.
+        return tuple("short_id" if name == "beginning" else name for name in self.list_display)
+
+    def get_list_display_links(self, request: HttpRequest, list_display: Any) -> tuple[str, ...]:
+        return ("beginning", "short_id")
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        term = search_term.strip().replace("\0", "")
+        if not term:
+            return queryset, False
+        is_id = _ID_BEGINNING.fullmatch(term) is not None
+        of_id = begins_with("id", term)
+        # An index finds ids; the others may read every session, and are stopped in time.
+        if is_id and Session.objects.filter(of_id).exists():
+            return queryset.filter(of_id), False
+        others = Q(external_id=term)
+        if staff.may_read(request):
+            others |= Q(title__istartswith=term)
+        return queryset.filter(others), False
+
     @admin.display(description="last activity")
-    def last_activity(self, session: Session) -> str:
-        return display.local_text(session.last_accessed)
+    def last_activity(self, session: Session) -> SafeString:
+        return display.local(session.last_accessed)
 
     @admin.display(description="session")
     def beginning(self, session: Session) -> SafeString:
         return format_html(
-            '{} <code class="quiet">{}</code>',
-            Truncator(session.title).chars(80) or "(no user message)",
+            '<code class="quiet">{}</code> <bdi title="{}">{}</bdi>',
             session.id[:8],
+            _title(session),
+            _title(session),
         )
 
-    def show(self, request: HttpRequest, row: Session) -> HttpResponse:
-        line = load_conversation(
-            row,
-            leaf_id=_number(request, "leaf"),
-            start=_number(request, "from") or 0,
-            is_whole="full" in request.GET,
+    @admin.display(description="session")
+    def short_id(self, session: Session) -> SafeString:
+        return format_html('<code title="{}">{}</code>', session.id, session.id[:8])
+
+    @admin.display(description="model")
+    def last_model(self, session: Any) -> SafeString:
+        name = " ".join(json.plain("".join(session.facts.models[:1])).split())
+        return format_html('<bdi title="{}">{}</bdi>', name, Truncator(name).chars(28))
+
+    @admin.display(description="requests")
+    def requests(self, session: Any) -> SafeString:
+        return format_html(
+            '<a href="{}">{}</a>', _requests_url(session), display.number(session.facts.requests)
         )
+
+    @admin.display(description="branches")
+    def branches(self, session: Any) -> str:
+        return display.number(session.facts.branches)
+
+    @admin.display(description="errors")
+    def errors(self, session: Any) -> SafeString | str:
+        count = session.facts.errors
+        if not count:
+            return display.NONE
+        url = f"{_requests_url(session)}&status=failed"
+        return format_html('<a class="bad" href="{}">{}</a>', url, display.number(count))
+
+    @admin.display(description="tokens")
+    def tokens(self, session: Any) -> str:
+        facts = session.facts
+        return f"{display.short(facts.prompt_tokens)} → {display.short(facts.completion_tokens)}"
+
+    @admin.display(description="duration")
+    def duration(self, session: Session) -> str:
+        return display.duration((session.last_accessed - session.created_at) / _MS)
+
+    def show(self, request: HttpRequest, row: Session) -> HttpResponse:
+        may_read = staff.may_read(request)
+        line = None
+        if may_read:
+            _audit_once(request, row)
+            line = load_conversation(
+                row,
+                leaf_id=_number(request, "leaf"),
+                start=_number(request, "from"),
+                shown=request.GET.get("show", ""),
+            )
+        facts = session_facts.facts_of(row.pk)
+        here = request.build_absolute_uri(request.path)
         context = {
-            "title": Truncator(row.title).chars(80) or "(no user message)",
+            "title": _title(row) if may_read else f"Session {row.id[:8]}",
             "session": row,
+            "facts": facts,
             "line": line,
-            "requests_url": reverse("admin:requests_app_request_changelist") + f"?session={row.id}",
+            "lacks_permission": not request.user.has_perm(staff.VIEW_PAYLOAD),
+            "requests_url": _requests_url(row),
+            "first_error": _first_error_url(facts),
+            "link": f"{here}?leaf={line.leaf_id}" if line and line.leaf_id else here,
         }
         return self.page(request, row, context)
 
@@ -93,6 +211,44 @@ class SessionAdmin(PageAdmin):
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Session]) -> None:
         for session_id in list(queryset.values_list("pk", flat=True)):
             delete_session_rows(session_id, None)
+
+
+def _title(session: Session) -> str:
+    return Truncator(" ".join(json.plain(session.title).split())).chars(80) or _NO_TITLE
+
+
+def _requests_url(session: Session) -> str:
+    return reverse("admin:requests_app_request_changelist") + f"?session={session.pk}"
+
+
+def _first_error_url(facts: session_facts.Facts) -> str:
+    if facts.first_error is None:
+        return ""
+    request_pk, message_id = facts.first_error
+    # Without a place it is the page that the message is on.
+    return f"?leaf={message_id}#request-{request_pk}" if message_id else f"?#request-{request_pk}"
+
+
+def _flag(name: str, label: str, text: str, condition: Q) -> Filter:
+    return Filter(
+        name,
+        label,
+        lambda value: [("1", text)],
+        lambda value: condition if value == "1" else NOTHING,
+    )
+
+
+def _audit_once(request: HttpRequest, session: Session) -> None:
+    """Note that what was said here is seen, but for the further pages of one view."""
+    # The user's newest entries, by their index: the log has none of its times.
+    entries = LogEntry.objects.filter(user=request.user.pk).order_by("-pk")
+    since = timezone.now() - _SAME_VIEW
+    for target, action, at in entries.values_list("object_id", "action_flag", "action_time")[
+        :_RECENT_ENTRIES
+    ]:
+        if target == session.pk and action == staff.VIEWED and at > since:
+            return
+    staff.audit(request, staff.VIEWED, session)
 
 
 def _number(request: HttpRequest, name: str) -> int | None:

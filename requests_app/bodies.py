@@ -15,7 +15,7 @@ from typing import Any
 from qwenproxy.access.models import Recorded
 from qwenproxy.wire.json import JSONValue
 from qwenproxy.wire.redaction import PLACEHOLDER, compile_rules
-from requests_app.conversation import MAX_CHARS, pretty, size
+from requests_app.conversation_blocks import MAX_CHARS, pretty, size
 
 # Of the record, in the order of the page.
 LABELS = {

@@ -1,65 +1,65 @@
-"""One line of a session's tree as an admin page shows it: blocks of plain text, long parts folded.
+"""One line of a session's tree, a page of it: which messages, which answers, where it forks.
 
-Everything here is text to be escaped by the template; nothing is rendered as markup.
+A line is named by any message on it (`leaf`) and goes down to the newest leaf below that. Pages are cut
+by position, never between calls of tools and their results. What a page shows of it is in
+`requests_app.conversation_blocks`.
 """
 
 from __future__ import annotations
 
-import json as stdlib_json
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from qwenproxy import display
+from django.db.models import Case, Q, TextField, Value, When
+
 from qwenproxy.wire import json
 from qwenproxy.wire.history import text_of
-from qwenproxy.wire.json import JSONObject, JSONValue
+from requests_app.conversation_blocks import Block, Cutter, Fold, Fork, Reader, pretty, size
 from requests_app.models import Request, Response
 from sessions_app.models import Message, Session
-from sessions_app.transcript import load_line, message_body
+from sessions_app.transcript import Way, find_way, load_line, load_siblings
 
+# About 50 turns: a question and its answer, or calls of tools and their results.
 PAGE_MESSAGES = 100
-MAX_LINES = 20
-# Longer texts are cut, unless the whole is asked for.
-MAX_CHARS = 64_000
-_NOT_RECORDED = "(not recorded: the API key keeps no content)"
-
-
-@dataclass(frozen=True, slots=True)
-class Fold:
-    """A part that opens on demand."""
-
-    label: str
-    text: str
-
-
-@dataclass(slots=True)
-class Block:
-    """A message, or a call that brought none."""
-
-    kind: str
-    label: str
-    text: str = ""
-    folds: list[Fold] = field(default_factory=list)
-    response: Response | None = None
-
-    @property
-    def duration(self) -> str:
-        return display.duration(self.response.duration_ms) if self.response else ""
+# Results of tools that a page shows beyond its end, so that they stand with their calls.
+_MAX_RESULTS = 100
+# Answers to the prompts of a page, and ways out of a fork: rows in memory stay below 2,000.
+_MAX_ANSWERS = 800
+_ANSWER_FIELDS = (
+    "request_id",
+    "reply_id",
+    "status",
+    "error_type",
+    "error_code",
+    "error_message",
+    "http_status",
+    "client_left",
+    "prompt_tokens",
+    "completion_tokens",
+    "reasoning_tokens",
+    "ttft_ms",
+    "duration_ms",
+    "created_at",
+    "reasoning",
+    "request__prompt_id",
+    "request__model",
+    "request__recorded",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A page of one line, and where else to look."""
+    """A page of one line."""
 
-    blocks: list[Block]
-    head: list[Fold]
+    blocks: Sequence[Block]
+    head: Sequence[Fold]
+    # Null: nothing is recorded.
     leaf_id: int | None
     start: int
     length: int
-    # Last messages of the session's other lines, newest first.
-    others: Sequence[Message]
-    is_cut: bool
+    branches: int
 
     @property
     def first(self) -> int:
@@ -78,168 +78,102 @@ class Line:
         return self.start + PAGE_MESSAGES if self.last < self.length else None
 
 
-def pretty(value: JSONValue) -> str:
-    """Write JSON for people; lone surrogates, which no page can hold, as their escapes."""
-    text = stdlib_json.dumps(value, indent=2, ensure_ascii=False)
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def size(text: str) -> str:
-    return display.size(len(text.encode("utf-8", "replace")))
-
-
 def load_conversation(
-    session: Session, *, leaf_id: int | None = None, start: int = 0, is_whole: bool = False
+    session: Session, *, leaf_id: int | None = None, start: int | None = None, shown: str = ""
 ) -> Line:
-    """Load a page of the line to `leaf_id`, or to the newest answer; five queries at most.
+    """Load a page of the line through `leaf_id`, or through the newest answer; six queries at most.
 
-    A leaf that is not the session's counts as none. Texts are cut unless `is_whole`.
+    Without `start` it is the page that `leaf_id` is on, or the first. A leaf that is not the session's
+    counts as none. Long texts are cut, but for those of the block named `shown`.
     """
-    leaves = Message.objects.filter(session=session).order_by("-id").only("position", "role")
-    wanted = leaf_id or session.last_reply_id
-    leaf = leaves.filter(pk=wanted).first() if wanted else None
-    leaf = leaf or leaves.first()
-    if leaf is None:
-        return Line([], _head(session), None, 0, 0, [], is_cut=False)
-    line = load_line(leaf.pk, start=start, limit=PAGE_MESSAGES)
-    cutter = _Cutter(is_whole)
-    blocks = _blocks(line, _responses(session, line), cutter)
-    others = leaves.filter(children=None).exclude(pk=leaf.pk).only("position", "created_at")
-    return Line(
-        blocks,
-        [Fold(fold.label, cutter.cut(fold.text)) for fold in _head(session)],
-        leaf.pk,
-        start,
-        leaf.position + 1,
-        list(others[:MAX_LINES]),
-        cutter.has_cut,
-    )
+    way = find_way(session.pk, leaf_id) if leaf_id else None
+    page = start if way is None or start is not None else way.position
+    way = way or _newest_way(session)
+    cutter = Cutter(shown)
+    if way is None:
+        blocks = Reader(cutter, _answers(session, []), {}).failures(None)
+        return Line(blocks, _head(session, cutter), None, 0, 0, 0)
+    # Beyond the end: the last page.
+    start = min(page or 0, way.leaf_position) // PAGE_MESSAGES * PAGE_MESSAGES
+    line = _page(way.leaf_id, start)
+    forks = _forks(session, line, way)
+    blocks = Reader(cutter, _answers(session, line), forks).read(line)
+    # System and tools stand at the beginning.
+    head = _head(session, cutter) if start == 0 else []
+    return Line(blocks, head, way.leaf_id, start, way.leaf_position + 1, way.branches)
 
 
-class _Cutter:
-    def __init__(self, is_whole: bool) -> None:
-        self.has_cut = False
-        self._is_whole = is_whole
-
-    def cut(self, text: str) -> str:
-        text = json.plain(text)
-        if self._is_whole or len(text) <= MAX_CHARS:
-            return text
-        self.has_cut = True
-        return f"{text[:MAX_CHARS]}\n… ({size(text)} in all)"
+def _newest_way(session: Session) -> Way | None:
+    way = find_way(session.pk, session.last_reply_id) if session.last_reply_id else None
+    if way is not None:
+        return way
+    newest = Message.objects.filter(session=session).order_by("-id").values_list("id", flat=True)
+    message_id = newest.first()
+    return None if message_id is None else find_way(session.pk, message_id)
 
 
-def _head(session: Session) -> list[Fold]:
+def _page(leaf_id: int, start: int) -> list[Message]:
+    line = load_line(leaf_id, start=start, limit=PAGE_MESSAGES + _MAX_RESULTS)
+    # Those at the beginning are on the page before, up to as many as it takes in.
+    first = _count_results(line) if start else 0
+    end = PAGE_MESSAGES + _count_results(line[PAGE_MESSAGES:])
+    return line[first:end]
+
+
+def _count_results(line: Sequence[Message]) -> int:
+    """How many results of tools it begins with."""
+    results = itertools.takewhile(lambda row: row.role == "tool", line[:_MAX_RESULTS])
+    return sum(1 for _ in results)
+
+
+def _forks(session: Session, line: Sequence[Message], way: Way) -> Mapping[int, Fork]:
+    """The switch at each message that has siblings."""
+    if way.branches < 2:
+        return {}
+    siblings = load_siblings(session.pk, line)
+    forks = {}
+    for message in line:
+        ids = siblings.get(message.parent_id, [])
+        if len(ids) > 1:
+            at = ids.index(message.pk)
+            before = ids[at - 1] if at else None
+            after = ids[at + 1] if at + 1 < len(ids) else None
+            forks[message.pk] = Fork(at + 1, len(ids), before, after)
+    return forks
+
+
+def _head(session: Session, cutter: Cutter) -> list[Fold]:
     """System text and tools of the newest request."""
-    row = (
-        Request.objects.filter(session=session)
-        .order_by("-id")
-        .values("system__body", "tools__body")
-        .first()
-    )
+    rows = Request.objects.filter(session=session).order_by("-id")
+    row = rows.values("system__body", "tools__body").first()
     if row is None:
         return []
     folds = []
     if row["system__body"]:
         stored: Any = json.loads_text(row["system__body"])
         text = "\n\n".join(text_of(message) for message in stored)
-        folds.append(Fold(f"System · {size(text)}", text))
+        folds.append(cutter.fold("System", size(text), text, "system"))
     if row["tools__body"]:
         tools: Any = json.loads_text(row["tools__body"])
         text = pretty(tools)
-        folds.append(Fold(f"{len(tools)} tools · {size(text)}", text))
+        label = f"{len(tools)} tool{'' if len(tools) == 1 else 's'} offered"
+        folds.append(cutter.fold(label, size(text), text, "tools"))
     return folds
 
 
-def _responses(session: Session, line: Sequence[Message]) -> Mapping[int | None, list[Response]]:
+def _answers(
+    session: Session, line: Sequence[Message]
+) -> Mapping[int | None, list[dict[str, Any]]]:
     """The answers to the prompts of a line, by prompt."""
     prompts = {message.pk for message in line} | {message.parent_id for message in line}
-    rows = (
-        Response.objects.filter(session=session, request__prompt__in=prompts - {None})
-        .select_related("request")
-        .only(
-            "reply_id",
-            "status",
-            "error_code",
-            "error_message",
-            "http_status",
-            "prompt_tokens",
-            "completion_tokens",
-            "duration_ms",
-            "reasoning",
-            "created_at",
-            "request__prompt_id",
-            "request__model",
-        )
-        .order_by("id")
-    )
-    by_prompt: dict[int | None, list[Response]] = {}
-    for row in rows:
-        by_prompt.setdefault(row.request.prompt_id, []).append(row)
+    condition = Q(request__prompt__in=prompts - {None})
+    if not line or None in prompts:
+        # Only system messages came.
+        condition |= Q(request__prompt=None)
+    # What the upstream said is read where it failed alone: it may hold a whole answer.
+    said = Case(When(reply=None, then="upstream_response"), default=Value("", TextField()))
+    rows = Response.objects.filter(condition, session=session).order_by("id")
+    by_prompt: dict[int | None, list[dict[str, Any]]] = {}
+    for row in rows.values(*_ANSWER_FIELDS, said=said)[:_MAX_ANSWERS]:
+        by_prompt.setdefault(row["request__prompt_id"], []).append(row)
     return by_prompt
-
-
-def _blocks(
-    line: Sequence[Message], responses: Mapping[int | None, list[Response]], cutter: _Cutter
-) -> list[Block]:
-    blocks = []
-    for message in line:
-        given = responses.get(message.parent_id, []) if message.role == "assistant" else []
-        response = next((row for row in given if row.reply_id == message.pk), None)
-        blocks.append(_block(message, response, cutter))
-        # Calls that ended without an answer; other answers are on other lines.
-        blocks += [_failure(row) for row in responses.get(message.pk, []) if row.reply_id is None]
-    return blocks
-
-
-def _block(message: Message, response: Response | None, cutter: _Cutter) -> Block:
-    body = message_body(message)
-    # The form in which `keeping.KeepMetadata` stores a message.
-    text = _NOT_RECORDED if body.keys() == {"role"} else text_of(body)
-    label = message.role.capitalize()
-    if message.role in ("tool", "function", "system", "developer"):
-        return Block("quiet", label, folds=[Fold(f"{label} · {size(text)}", cutter.cut(text))])
-    folds = []
-    if response is not None and response.reasoning:
-        reasoning = response.reasoning
-        folds.append(Fold(f"Reasoning · {size(reasoning)}", cutter.cut(reasoning)))
-    for label_of_part, part in _parts(body):
-        folds.append(Fold(label_of_part, cutter.cut(pretty(part))))
-    kind = "assistant" if message.role == "assistant" else "user"
-    return Block(kind, label, cutter.cut(text), folds, response)
-
-
-def _parts(body: JSONObject) -> list[tuple[str, JSONValue]]:
-    """What a message holds besides its text: files and calls."""
-    parts: list[tuple[str, JSONValue]] = []
-    content = body.get("content")
-    for part in content if isinstance(content, list) else ():
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("text", "input_text", "output_text"):
-            parts.append((json.plain(str(kind or "part")), part))
-    calls = body.get("tool_calls")
-    for call in calls if isinstance(calls, list) else ():
-        function = call.get("function") if isinstance(call, dict) else None
-        if isinstance(function, dict):
-            name = json.plain(str(function.get("name")))
-            parts.append((f"Tool call {name}", _arguments(function.get("arguments"))))
-        else:
-            parts.append(("Tool call", call))
-    return parts
-
-
-def _arguments(arguments: JSONValue) -> JSONValue:
-    if not isinstance(arguments, str):
-        return arguments
-    try:
-        return json.loads_text(arguments)
-    except json.JSONError:
-        return arguments
-
-
-def _failure(row: Response) -> Block:
-    if row.status == "in_progress":
-        return Block("running", "Running", "The answer has not come to its end yet.", response=row)
-    code = " ".join(str(part) for part in (row.http_status, row.error_code) if part)
-    text = row.error_message or "No answer was recorded."
-    return Block("error", f"{row.status.capitalize()} {code}".strip(), text, response=row)

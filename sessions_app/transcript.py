@@ -5,9 +5,11 @@ A line is read with one recursive query by primary keys, however large the sessi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-from django.db.models import Min
+from django.db import connection
+from django.db.models import Min, Q
 
 from qwenproxy.wire.history import decode_content, text_of
 from qwenproxy.wire.json import JSONObject
@@ -27,6 +29,57 @@ FROM line JOIN sessions_app_message m ON m.id = line.id
 ORDER BY line.height DESC LIMIT %s OFFSET %s
 """
 _ALL = 2**31
+# Ids grow within a session, so the largest below a message is a leaf, and the newest one.
+_NEWEST = """
+WITH RECURSIVE below(id) AS (
+    SELECT id FROM sessions_app_message WHERE id = %s AND session_id = %s
+    UNION ALL
+    SELECT child.id FROM below JOIN sessions_app_message child ON child.parent_id = below.id
+)
+SELECT leaf.id, leaf.position, wanted.position, (
+    SELECT COUNT(*) - COUNT(DISTINCT parent_id) FROM sessions_app_message WHERE session_id = %s
+)
+FROM sessions_app_message leaf, sessions_app_message wanted
+WHERE leaf.id = (SELECT MAX(id) FROM below) AND wanted.id = %s
+"""
+
+
+class Way(NamedTuple):
+    """Where a line leads that goes through a message."""
+
+    leaf_id: int
+    leaf_position: int
+    # Of the message itself.
+    position: int
+    # Lines of the session: its leaves.
+    branches: int
+
+
+def find_way(session_id: str, message_id: int) -> Way | None:
+    """The line through a message of the session down to its newest leaf; null: not the session's.
+
+    One query, over all that is below the message.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(_NEWEST, [message_id, session_id, session_id, message_id])
+        row = cursor.fetchone()
+    return None if row is None else Way(*row)
+
+
+def load_siblings(session_id: str, line: Sequence[Message]) -> dict[int | None, list[int]]:
+    """The ids below each parent of a part of a line, oldest first; one query.
+
+    Those below null are the session's first messages.
+    """
+    condition = Q(parent__in=[message.parent_id for message in line if message.parent_id])
+    if any(message.parent_id is None for message in line):
+        # By position: an index of the parents would find the first messages of every session.
+        condition |= Q(position=0)
+    rows = Message.objects.filter(condition, session=session_id).order_by("id")
+    siblings: dict[int | None, list[int]] = {}
+    for message_id, parent_id in rows.values_list("id", "parent_id"):
+        siblings.setdefault(parent_id, []).append(message_id)
+    return siblings
 
 
 def load_line(leaf_id: int | None, *, start: int = 0, limit: int = _ALL) -> list[Message]:

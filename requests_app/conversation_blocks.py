@@ -1,0 +1,336 @@
+"""Messages and answers as the blocks of a transcript: plain text, its long or technical parts folded.
+
+Calls of tools stand in the answer that made them, each with its result. Everything here is text to be
+escaped by the template; nothing is rendered as markup.
+"""
+
+from __future__ import annotations
+
+import json as stdlib_json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.utils.text import Truncator
+
+from qwenproxy import display
+from qwenproxy.access.models import Recorded
+from qwenproxy.wire import json
+from qwenproxy.wire.history import text_of
+from qwenproxy.wire.json import JSONObject, JSONValue
+from requests_app.rollups import ERRORS
+from sessions_app.models import Message
+from sessions_app.transcript import message_body
+
+# Longer texts are cut, unless the whole is asked for.
+MAX_CHARS = 64_000
+_MAX_SUMMARY_CHARS = 90
+_NOT_RECORDED = "(not recorded: the API key keeps no content)"
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_TOOL_ROLES = ("tool", "function")
+# What to do where an answer failed, by its code.
+_ADVICE = {
+    "upstream_timeout": "The upstream did not answer in time. Another try may do; look at its health.",
+    "upstream_rate_limited": "The account cools down. Wait, or add another account.",
+    "upstream_challenge": "The upstream asks for a human. Sign in with a browser and paste a new request.",
+    "upstream_auth_expired": "The account's session has ended. Sign in again and paste a new request.",
+    "context_length_exceeded": "The history is too long for the model. Shorten it, or use another model.",
+    "upstream_refused": "The upstream will not do this request. Another try gives the same.",
+    "answer_too_long": "The answer passed QWENPROXY_MAX_ANSWER_MB.",
+    "no_account_ready": "No account may be asked now. The accounts' page says until when, and why.",
+    "no_upstream": "No account serves this model. Add one, or correct the name of the model.",
+    "upstream_busy": "Every account has as many calls as it may. Add one, or raise the limit.",
+    "rate_limit_exceeded": "The API key reached its limit.",
+}
+_ENDED = {
+    "cancelled": "Cancelled before its end: this is what had arrived.",
+    "interrupted": "Interrupted before its end: this is what had arrived.",
+    "failed": "Failed before its end: this is what had arrived.",
+    "in_progress": "The answer is still coming.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text, cut where it is long."""
+
+    text: str
+    # Names it among the page's; its anchor.
+    name: str
+    # How long the whole is, where it is cut.
+    whole: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """A part that opens on demand."""
+
+    label: str
+    size: str
+    texts: Sequence[tuple[str, Text]]
+    # reasoning, tool, part, context.
+    kind: str = "context"
+    # What stands beside the label: a call's arguments.
+    summary: str = ""
+    # Of a call's result; empty: none came.
+    result: str = ""
+    # The whole of it was asked for.
+    is_open: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Which of its siblings a message is, from 1, and those beside it."""
+
+    number: int
+    count: int
+    before: int | None
+    after: int | None
+
+
+@dataclass(slots=True)
+class Block:
+    """A message, or a call that brought none."""
+
+    # user, assistant, tool, note, error, running.
+    kind: str
+    label: str
+    anchor: str
+    text: Text | None = None
+    folds: list[Fold] = field(default_factory=list)
+    # Values of `Response` and its request.
+    answers: Sequence[Mapping[str, Any]] = ()
+    fork: Fork | None = None
+    # What is to be said about it.
+    note: str = ""
+
+    @property
+    def is_tool_work(self) -> bool:
+        """There is nothing in it but calls of tools and their results."""
+        is_silent = self.text is None and not self.note
+        return self.kind == "tool" or (
+            self.kind == "assistant" and is_silent and any(f.kind == "tool" for f in self.folds)
+        )
+
+
+def pretty(value: JSONValue) -> str:
+    """Write JSON for people; lone surrogates, which no page can hold, as their escapes."""
+    text = stdlib_json.dumps(value, indent=2, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def size(text: str) -> str:
+    return display.size(len(text.encode("utf-8", "replace")))
+
+
+class Cutter:
+    """Cuts long texts, but for the one asked for."""
+
+    def __init__(self, shown: str) -> None:
+        self._shown = shown
+
+    def text(self, text: str, name: str) -> Text:
+        if len(text) <= MAX_CHARS or name == self._shown:
+            return Text(json.plain(text), name)
+        return Text(json.plain(text[:MAX_CHARS]), name, whole=size(text))
+
+    def fold(self, label: str, size: str, text: str, name: str, kind: str = "context") -> Fold:
+        is_open = name == self._shown
+        return Fold(label, size, [("", self.text(text, name))], kind, is_open=is_open)
+
+    def is_shown(self, texts: Sequence[tuple[str, Text]]) -> bool:
+        return any(text.name == self._shown for _, text in texts)
+
+
+class Reader:
+    """Makes blocks of the messages of a page, with what is known of their answers and forks."""
+
+    def __init__(
+        self,
+        cutter: Cutter,
+        answers: Mapping[int | None, Sequence[Mapping[str, Any]]],
+        forks: Mapping[int, Fork],
+    ) -> None:
+        self._cutter = cutter
+        self._answers = answers
+        self._forks = forks
+
+    def read(self, line: Sequence[Message]) -> list[Block]:
+        blocks: list[Block] = []
+        if line and line[0].parent_id is None:
+            blocks += self.failures(None)
+        at = 0
+        while at < len(line):
+            end = at + 1
+            if line[at].role == "assistant":
+                while end < len(line) and line[end].role in _TOOL_ROLES:
+                    end += 1
+            blocks += self._turn(line[at], line[at + 1 : end])
+            at = end
+        return blocks
+
+    def _turn(self, message: Message, results: Sequence[Message]) -> list[Block]:
+        """A message with the results of its calls, and what failed right after it."""
+        bodies = {row.pk: message_body(row) for row in results}
+        blocks = [self._block(message, bodies), *self.failures(message.pk)]
+        for row in results:
+            if row.pk in bodies or row.pk in self._forks:
+                # A result whose call nobody made, or of which there are several.
+                blocks.append(self._block(row, {}))
+            blocks += self.failures(row.pk)
+        return blocks
+
+    def failures(self, prompt_id: int | None) -> list[Block]:
+        """Calls that ended without an answer; other answers are messages, of this line or others."""
+        rows = self._answers.get(prompt_id, ())
+        return [self._failure(row) for row in rows if row["reply_id"] is None]
+
+    def _block(self, message: Message, results: dict[int, JSONObject]) -> Block:
+        """Show a message; takes what it uses out of `results`."""
+        body = message_body(message)
+        name = f"m{message.pk}"
+        block = Block("user", message.role.capitalize(), name, fork=self._forks.get(message.pk))
+        # The form in which `keeping.KeepMetadata` stores a message.
+        text = _NOT_RECORDED if body.keys() == {"role"} else text_of(body)
+        if message.role in _TOOL_ROLES:
+            fold = self._cutter.fold("Tool result", size(text), text, name, "tool")
+            block.kind, block.folds = "tool", [fold]
+            return block
+        if message.role in ("system", "developer"):
+            block.kind, block.folds = (
+                "note",
+                [self._cutter.fold(block.label, size(text), text, name)],
+            )
+            return block
+        if message.role == "assistant":
+            self._answer(block, message)
+        if text:
+            block.text = self._cutter.text(text, name)
+        block.folds += self._parts(body, name)
+        block.folds += self._calls(body, name, results)
+        return block
+
+    def _answer(self, block: Block, message: Message) -> None:
+        given = self._answers.get(message.parent_id, ())
+        block.kind = "assistant"
+        block.answers = [row for row in given if row["reply_id"] == message.pk]
+        if not block.answers:
+            block.label = "Assistant, as the client sent it"
+            return
+        row = block.answers[0]
+        block.note = _ENDED.get(row["status"], "")
+        if block.note and row["client_left"]:
+            block.note += " The client left."
+        reasoning = row["reasoning"]
+        if reasoning:
+            tokens = row["reasoning_tokens"]
+            length = f"{display.number(tokens)} tok" if tokens else size(reasoning)
+            name = f"{block.anchor}-r"
+            block.folds.append(self._cutter.fold("Reasoning", length, reasoning, name, "reasoning"))
+
+    def _parts(self, body: JSONObject, name: str) -> list[Fold]:
+        """What a message holds besides its text: images, files."""
+        content = body.get("content")
+        folds = []
+        for number, part in enumerate(content if isinstance(content, list) else ()):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind not in _TEXT_PARTS:
+                text = pretty(part)
+                label = Truncator(json.plain(str(kind or "part"))).chars(40)
+                folds.append(
+                    self._cutter.fold(label, size(text), text, f"{name}-p{number}", "part")
+                )
+        return folds
+
+    def _calls(self, body: JSONObject, name: str, results: dict[int, JSONObject]) -> list[Fold]:
+        calls = body.get("tool_calls")
+        found = list(calls) if isinstance(calls, list) else []
+        if isinstance(body.get("function_call"), dict):
+            found.append({"function": body["function_call"]})
+        return [self._call(call, f"{name}-c{number}", results) for number, call in enumerate(found)]
+
+    def _call(self, call: JSONValue, name: str, results: dict[int, JSONObject]) -> Fold:
+        call = call if isinstance(call, dict) else {"call": call}
+        function = call.get("function")
+        function = function if isinstance(function, dict) else {"name": "?", "arguments": call}
+        arguments = _parsed(function.get("arguments"))
+        written = arguments if isinstance(arguments, str) else pretty(arguments)
+        texts = [("Arguments", self._cutter.text(written, f"{name}-a"))]
+        result, length = _take(call.get("id"), results), ""
+        if result is not None:
+            text = _NOT_RECORDED if result.keys() == {"role"} else _result_text(result)
+            texts.append(("Result", self._cutter.text(text, f"{name}-r")))
+            length = size(text)
+        label = Truncator(json.plain(str(function.get("name")))).chars(60)
+        return Fold(
+            label,
+            "",
+            texts,
+            "tool",
+            summary=_signature(arguments),
+            result=length,
+            is_open=self._cutter.is_shown(texts),
+        )
+
+    def _failure(self, row: Mapping[str, Any]) -> Block:
+        anchor = f"request-{row['request_id']}"
+        code = row["error_code"] or row["error_type"]
+        if row["status"] == "in_progress":
+            text = Text("The answer has not come to its end yet.", anchor)
+            return Block("running", "In progress", anchor, text, answers=[row])
+        label = " ".join(str(part) for part in (row["http_status"], code) if part)
+        label = json.plain(label) or row["status"].capitalize()
+        kind = "error" if row["status"] in ERRORS else "note"
+        text = self._cutter.text(row["error_message"] or "No answer was recorded.", anchor)
+        if row["request__recorded"] != Recorded.EVERYTHING and not row["error_message"]:
+            text = Text(_NOT_RECORDED, anchor)
+        block = Block(kind, label, anchor, text, answers=[row], note=_ADVICE.get(code or "", ""))
+        if row["said"]:
+            said = pretty(json.loads_text(row["said"]))
+            block.folds = [self._cutter.fold("Upstream body", size(said), said, f"{anchor}-u")]
+        return block
+
+
+def _take(call_id: JSONValue, results: dict[int, JSONObject]) -> JSONObject | None:
+    """The result of a call, by its id; by its place where ids are missing."""
+    for pk, body in results.items():
+        if body.get("tool_call_id") == call_id or not (body.get("tool_call_id") and call_id):
+            return results.pop(pk)
+    return None
+
+
+def _result_text(body: JSONObject) -> str:
+    text = text_of(body)
+    content = body.get("content")
+    if isinstance(content, list) and any(
+        not isinstance(part, dict) or part.get("type") not in _TEXT_PARTS for part in content
+    ):
+        return pretty(content)
+    return text
+
+
+def _parsed(arguments: JSONValue) -> JSONValue:
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        return json.loads_text(arguments)
+    except json.JSONError:
+        return arguments
+
+
+def _signature(arguments: JSONValue) -> str:
+    """A call's arguments in one short line: `query="the weather", n=3`."""
+    if arguments is None:
+        return ""
+    if not isinstance(arguments, dict):
+        return _short(arguments)
+    pairs = (f"{json.plain(name)[:40]}={_short(value)}" for name, value in arguments.items())
+    return Truncator(", ".join(pairs)).chars(_MAX_SUMMARY_CHARS)
+
+
+def _short(value: JSONValue) -> str:
+    if isinstance(value, str):
+        # No more than is shown is written.
+        value = value[:_MAX_SUMMARY_CHARS]
+    text = pretty(value) if not isinstance(value, dict | list) else "…"
+    return Truncator(" ".join(text.split())).chars(60)

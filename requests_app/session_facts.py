@@ -1,0 +1,106 @@
+"""What sessions amount to: branches, errors, tokens, models; for a page of them, or for one.
+
+Counted from the record by the indexes of each session, in a fixed number of queries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import Count, Exists, Max, Min, OuterRef, Q, QuerySet, Subquery, Sum
+from django.db.models.lookups import GreaterThan
+
+from requests_app.models import Request, Response
+from requests_app.rollups import ERRORS
+from sessions_app.models import Message
+
+_PLACE = ("request_id", "reply_id", "request__prompt_id")
+# A leaf has no child, and each other message is the parent of some.
+_BRANCHES = Count("id") - Count("parent", distinct=True)
+
+
+@dataclass(slots=True)
+class Facts:
+    """Of one session; a session without requests has none of it."""
+
+    requests: int = 0
+    errors: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    branches: int = 0
+    # Last used first.
+    models: Sequence[str] = ()
+    # Its request's primary key, and the message it answers.
+    first_error: tuple[int, int | None] | None = None
+
+
+def facts_of_many(session_ids: Sequence[str]) -> dict[str, Facts]:
+    """The facts of the sessions of a page, with the last model alone; three queries."""
+    facts = {session_id: Facts() for session_id in session_ids}
+    rows = _sums(Response.objects.filter(session__in=session_ids).order_by().values("session_id"))
+    last_ids = []
+    for row in rows:
+        _add(facts[row["session_id"]], row)
+        last_ids.append(row["last_request"])
+    models = Request.objects.filter(pk__in=last_ids).values_list("session_id", "model")
+    for session_id, model in models:
+        facts[session_id].models = (model,)
+    messages = Message.objects.filter(session__in=session_ids).order_by().values("session_id")
+    for session_id, branches in messages.annotate(n=_BRANCHES).values_list("session_id", "n"):
+        facts[session_id].branches = branches
+    return facts
+
+
+def facts_of(session_id: str) -> Facts:
+    """The facts of one session but its branches, which its line knows; two queries at most."""
+    facts = Facts()
+    rows = _sums(Response.objects.filter(session=session_id).order_by().values("request__model"))
+    newest_first = sorted(rows, key=lambda row: int(row["last_request"]), reverse=True)
+    for row in newest_first:
+        _add(facts, row)
+    facts.models = [row["request__model"] for row in newest_first]
+    first_errors = [row["first_error"] for row in newest_first if row["first_error"]]
+    if first_errors:
+        first = Response.objects.filter(pk=min(first_errors))
+        for request_id, reply_id, prompt_id in first.values_list(*_PLACE):
+            facts.first_error = (request_id, reply_id or prompt_id)
+    return facts
+
+
+def branched() -> Q:
+    """Sessions of more than one line."""
+    messages = Message.objects.filter(session=OuterRef("pk")).order_by().values("session_id")
+    return Q(GreaterThan(Subquery(messages.annotate(n=_BRANCHES).values("n")), 1))
+
+
+def failed() -> Q:
+    """Sessions in which an answer failed."""
+    return Q(Exists(Response.objects.filter(session=OuterRef("pk"), status__in=ERRORS)))
+
+
+def using(model: str) -> Q:
+    """Sessions in which a client named this model."""
+    return Q(Exists(Request.objects.filter(session=OuterRef("pk"), model=model)))
+
+
+def _add(facts: Facts, row: dict[str, Any]) -> None:
+    facts.requests += row["n"]
+    facts.errors += row["errors"]
+    facts.prompt_tokens += row["tokens_in"]
+    facts.completion_tokens += row["tokens_out"]
+
+
+def _sums(rows: QuerySet[Any, Any]) -> list[dict[str, Any]]:
+    has_failed = Q(status__in=ERRORS)
+    return list(
+        rows.annotate(
+            n=Count("id"),
+            errors=Count("id", filter=has_failed),
+            tokens_in=Sum("prompt_tokens"),
+            tokens_out=Sum("completion_tokens"),
+            last_request=Max("request_id"),
+            first_error=Min("id", filter=has_failed),
+        )
+    )
