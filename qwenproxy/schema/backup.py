@@ -19,7 +19,7 @@ from pathlib import Path
 from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from qwenproxy.schema import dump
+from qwenproxy.schema import dump, engine, files
 from qwenproxy.schema.refusals import Refused, WrongUsage
 from qwenproxy.wire import json
 
@@ -133,11 +133,13 @@ def check(path: Path) -> None:
     try:
         _verify(path)
         with closing(_open(path)) as file:
-            file.execute("SELECT 1 FROM django_migrations LIMIT 1")
+            labels = engine.recorded_labels(file)
     except sqlite3.Error as exc:
+        raise WrongUsage(f"{path} is no backup of a gateway: {exc}. Nothing was changed.") from exc
+    if not labels & files.OUR_LABELS:
         raise WrongUsage(
-            f"{path} is no backup of this database: {exc}. Nothing was changed."
-        ) from exc
+            f"{path} is no backup of a gateway, but of something else. Nothing was changed."
+        )
 
 
 def put_back(connection: BaseDatabaseWrapper, path: Path) -> None:

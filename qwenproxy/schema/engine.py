@@ -6,7 +6,8 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import django.db
@@ -15,7 +16,9 @@ from django.apps import apps
 from django.conf import settings
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations import AddIndex, Migration, RemoveIndex
+from django.db.migrations.recorder import MigrationRecorder
 
+from qwenproxy.schema.files import are_foreign
 from qwenproxy.schema.refusals import Refused
 
 # Beyond that, what a rewritten table has left in the WAL is given back to the file system at once.
@@ -23,28 +26,67 @@ _LARGE_WAL_BYTES = 16 * 2**20
 # An index or a table was not to be had within lock_timeout, or two waited for each other.
 _CONFLICTS = ("55P03", "40P01")
 _BUSY_S, _POLL_S = 20, 0.05
+_RECORD = MigrationRecorder.Migration._meta.db_table
 
 
 def ensure_open(connection: BaseDatabaseWrapper) -> None:
     """
     Raises:
-        Refused: there is no database, no right to it, or no server.
+        Refused: there is no database, no right to it, or no server; or SQLite's file is another's.
     """
+    if connection.connection is None and connection.vendor == "sqlite":
+        _refuse_foreign(Path(str(connection.settings_dict["NAME"])))
     ends = time.monotonic() + _BUSY_S
     while True:
         try:
             connection.ensure_connection()
             return
-        except django.db.OperationalError as exc:
+        except django.db.DatabaseError as exc:
             # A new file is put into WAL mode by the first connection; SQLite lets none wait for that.
             if not _is_busy(exc) or time.monotonic() > ends:
-                reason = " ".join(str(exc).split())
-                message = f"The database cannot be opened: {reason}. Nothing was changed."
-                raise Refused(message) from exc
+                raise unusable(connection, exc) from exc
         time.sleep(_POLL_S)
 
 
-def _is_busy(error: django.db.OperationalError) -> bool:
+def unusable(connection: BaseDatabaseWrapper, error: Exception) -> Refused:
+    """What to say of a database that cannot be opened or read."""
+    file = f" {connection.settings_dict['NAME']}" if connection.vendor == "sqlite" else ""
+    return Refused(
+        f"The database{file} cannot be opened: {' '.join(str(error).split())}. Nothing was changed. "
+        "DATABASE_URL or QWENPROXY_DATA_DIR says where it is."
+    )
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Before it is opened to write: that alone would put another's file into WAL mode."""
+    if not path.is_file():
+        return
+    try:
+        with closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=0)
+        ) as file:
+            tables = {
+                name
+                for (name,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+                if not name.startswith("sqlite_")
+            }
+            labels = recorded_labels(file) if _RECORD in tables else set()
+    except sqlite3.Error:
+        # Opening it tells why.
+        return
+    if are_foreign(labels) or (tables - {_RECORD} and not labels):
+        raise Refused(
+            f"{path} is the database of something else. Nothing was changed. Name another place: "
+            "QWENPROXY_DATA_DIR or DATABASE_URL."
+        )
+
+
+def recorded_labels(file: sqlite3.Connection) -> set[str]:
+    """The apps that Django's record names."""
+    return {label for (label,) in file.execute(f"SELECT DISTINCT app FROM {_RECORD}")}  # noqa: S608
+
+
+def _is_busy(error: django.db.DatabaseError) -> bool:
     code = getattr(error.__cause__, "sqlite_errorcode", 0)
     return code & 0xFF == sqlite3.SQLITE_BUSY
 

@@ -26,6 +26,8 @@ from django.db.migrations.operations.base import Operation
 
 MigrationName = tuple[str, str]
 _FOREIGN = {"site-packages", "dist-packages"}
+# Each database of the gateway's has one of them on record, of whatever version it is.
+OUR_LABELS = frozenset(("access", "requests_app", "schema", "sessions_app"))
 
 
 def on_disk(alias: str = "default") -> set[MigrationName]:
@@ -78,6 +80,11 @@ def is_own(label: str) -> bool:
     except LookupError:
         return False
     return _FOREIGN.isdisjoint(Path(path).parts)
+
+
+def are_foreign(labels: set[str]) -> bool:
+    """Whether these apps, on record in a database, are those of another project."""
+    return not labels & OUR_LABELS and not labels <= {app.label for app in apps.get_app_configs()}
 
 
 def source_of(migration: Migration) -> Path | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from django.core.exceptions import FieldDoesNotExist, FieldError
 from django.db import Error as DatabaseError
@@ -90,8 +90,9 @@ _RULES = (
     _rule(rf"(?:UPDATE|INSERT INTO) {_NAME}", "writes rows", "write"),
 )
 _TYPED = re.compile(rf'ALTER COLUMN {_NAME} TYPE ([^;"]+?)(?: USING .*)?;?$', re.IGNORECASE)
-_OTHER = _rule("", "", "unknown")
+_OTHER = _rule("", "runs SQL of another kind", "unknown")
 _LOCKS = "instant, once the table's lock is free"
+_UNTOLD = "who waits is unknown until it runs"
 WAITS = {
     ("sqlite", "rewrite"): "rewrites the table: all writers wait, readers do not",
     ("sqlite", "index"): "writers wait while the index is made",
@@ -314,6 +315,18 @@ def note(step: Mapping[str, Any]) -> str:
     return f"! {words}, writers wait ~{waited:.0f} s{more}{disk}"
 
 
+def script(document: JSONObject) -> Iterator[str]:
+    """`describe`'s statements as SQL, each below what it makes wait."""
+    for step in cast("list[dict[str, Any]]", document["migrations"]):
+        yield f"-- {step['app']}.{step['name']}"
+        yield from (f"-- Python, not shown: {python}" for python in step["python"])
+        for statement in step["statements"]:
+            yield f"-- {statement['waits']}"
+            yield statement["sql"]
+        if step["unknown"]:
+            yield f"-- The rest is unknown until it runs: {step['unknown']}"
+
+
 def size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
@@ -341,7 +354,7 @@ def _statement(vendor: str, tables: Tables, remade: set[str], sql: str) -> JSONO
         "sql": sql,
         "does": does,
         "effect": effect,
-        "waits": WAITS.get((vendor, effect), effect),
+        "waits": WAITS.get((vendor, effect), _UNTOLD if effect == "unknown" else effect),
         "table": name,
         "rows": table.rows,
         "bytes": table.bytes,

@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from qwenproxy import __version__
 from qwenproxy.schema import backup, engine, files, plan
-from qwenproxy.schema.history import History
+from qwenproxy.schema.history import History, applied_migrations
 from qwenproxy.schema.locking import Write
 from qwenproxy.schema.models import MigrationEvent
 from qwenproxy.schema.refusals import MigrationFailed, Refused
@@ -50,6 +50,20 @@ def refuse_failing_again(history: History, events: Sequence[MigrationEvent]) -> 
             f"The same migrations have failed {len(same)} times within the hour "
             f"({failed[same[-1]]}). Not trying again by itself; the database is unchanged. "
             "Start the version before, or try by hand: manage.py migrate."
+        )
+
+
+def refuse_foreign(connection: BaseDatabaseWrapper) -> None:
+    """Of SQLite this is seen before the file is opened, `engine.ensure_open`.
+
+    Raises:
+        Refused: another project of Django's has its record there, and with it tables of the same names.
+    """
+    labels = {label for label, _ in applied_migrations(connection)}
+    if files.are_foreign(labels):
+        raise Refused(
+            f"This is the database of another Django project ({', '.join(sorted(labels))}). Nothing "
+            "was changed. Name another database or schema: DATABASE_URL."
         )
 
 
@@ -164,14 +178,11 @@ def refuse_short_space(connection: BaseDatabaseWrapper, steps: Plan, backup_byte
         rewritten += backup_bytes
     if free < rewritten:
         raise Refused(
-            f"This takes {_mb(rewritten)} in {folder} for a time, and {_mb(free)} are free. "
+            f"This takes {plan.size(rewritten)} in {folder} for a time, and {plan.size(free)} are "
+            "free. "
             "Nothing was changed. Make room, or let the backup go to another disk: "
             "QWENPROXY_MIGRATE_BACKUP_DIR."
         )
-
-
-def _mb(size: int) -> str:
-    return f"{size / 2**20:.1f} MB"
 
 
 def _has_rows(connection: BaseDatabaseWrapper, apps: Apps, label: str, model: str) -> bool:

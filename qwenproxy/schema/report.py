@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from django.core.exceptions import ValidationError
 from django.db import connections
@@ -24,7 +24,13 @@ from qwenproxy.schema.files import MigrationName
 from qwenproxy.schema.history import History
 from qwenproxy.schema.locking import is_scratch
 from qwenproxy.schema.models import MigrationEvent
-from qwenproxy.schema.refusals import DatabaseAhead, Held, Pending, SchemaChanged
+from qwenproxy.schema.refusals import (
+    DatabaseAhead,
+    Held,
+    Pending,
+    SchemaChanged,
+    SchemaRefusal,
+)
 from qwenproxy.wire.json import JSONObject
 
 # State of a migration -> symbol, and what stands for it where the terminal cannot show it. Of one that
@@ -38,6 +44,29 @@ SYMBOLS = {
     "unknown": ("?", "[?]"),
 }
 
+
+# State of the whole -> how a check ends, the migrations it names, what they are, and what to do.
+_NOT_READY: dict[str, tuple[type[SchemaRefusal], str, str, str]] = {
+    "ahead": (
+        DatabaseAhead,
+        "unknown",
+        "The database is ahead of this version, it has",
+        "Start the newer version again, or restore a backup that was made before it",
+    ),
+    "drift": (
+        SchemaChanged,
+        "changed",
+        "Edited after it was applied",
+        "Put the release's files back",
+    ),
+    "pending": (Pending, "pending", "Pending", "Start the gateway, or: manage.py migrate"),
+    "held": (
+        Held,
+        "held",
+        "Rolled back by hand, and held",
+        "Apply it by hand (manage.py migrate), or start the version before it",
+    ),
+}
 
 _FIELDS = {field.attname: field for field in MigrationEvent._meta.concrete_fields}
 
@@ -240,7 +269,10 @@ def check(document: JSONObject) -> None:
     Raises:
         SchemaRefusal: the state is not `ready`; its exit code says which it is.
     """
-    refusal = {"ahead": DatabaseAhead, "drift": SchemaChanged, "pending": Pending, "held": Held}
-    found = refusal.get(str(document["state"]))
-    if found is not None:
-        raise found(f"The database is not ready: {document['state']}.")
+    found = _NOT_READY.get(str(document["state"]))
+    if found is None:
+        return
+    refusal, listed, what, cure = found
+    rows = cast("list[dict[str, str]]", document[listed])
+    names = ", ".join(".".join(_name(row)) for row in rows)
+    raise refusal(f"{what}: {names}. {cure}.")

@@ -16,8 +16,9 @@ from django.db.migrations.loader import AmbiguityError
 
 from qwenproxy.schema.files import MigrationName
 from qwenproxy.schema.history import History, applied_migrations
-from qwenproxy.schema.refusals import Refused, WrongUsage
+from qwenproxy.schema.refusals import DatabaseAhead, Refused, WrongUsage
 from qwenproxy.schema.runner import Run
+from qwenproxy.schema.state import read_state
 
 if TYPE_CHECKING:
     # Django's stubs have it, Django has not.
@@ -43,9 +44,15 @@ class Rollback:
         """
         Raises:
             WrongUsage: there is no such run, app or migration.
-            Refused: a migration in the way cannot be undone.
+            DatabaseAhead: this version does not know all that is applied.
         """
         self._connection = connection
+        unknown = ", ".join(".".join(name) for name in read_state(connection.alias).unknown)
+        if unknown:
+            raise DatabaseAhead(
+                f"A newer version has applied {unknown}, which may build on what would be undone. "
+                "Nothing was changed. Roll back with that version: it has the way back."
+            )
         self._executor = MigrationExecutor(connection, observe)
         self._applied = applied_migrations(connection)
         wanted = self._closure(self._chosen(target))
@@ -69,7 +76,10 @@ class Rollback:
                 (row["app"], row["name"]) for row in rows if str(row["run"]).startswith(target.run)
             ]
             if not found:
-                raise WrongUsage(f"There is no run {target.run}. Nothing was changed.")
+                raise WrongUsage(
+                    f"There is no run {target.run}. Nothing was changed. Those that there are: "
+                    "manage.py showmigrations --history 1000"
+                )
             return [name for name in found if name in self._applied and name in known]
         # Django's rows are in the order in which they were applied.
         return [name for name in self._applied if name in known][-target.steps :]
@@ -85,7 +95,8 @@ class Rollback:
                 target = (app, loader.get_migration_by_prefix(app, name).name)
             except (AmbiguityError, KeyError) as exc:
                 raise WrongUsage(
-                    f"There is not one migration {name} in {app}. Nothing was changed."
+                    f"There is not one migration {name} in {app}. Nothing was changed. "
+                    f"Those that there are: manage.py showmigrations {app}"
                 ) from exc
             if target not in loader.applied_migrations:
                 raise WrongUsage(f"{app}.{target[1]} is not applied. Nothing was changed.")
@@ -108,7 +119,9 @@ class Rollback:
             for operation in migration.operations:
                 if not operation.reversible:
                     backup = self._backup_before(migration)
-                    way_out = f"dbrestore {backup} --yes" if backup else "restore a backup"
+                    way_out = (
+                        f"manage.py dbrestore {backup} --yes" if backup else "restore a backup"
+                    )
                     raise Refused(
                         f"{migration} cannot be undone ({operation.describe()}). Nothing was "
                         f"changed. To go back behind it: {way_out}."
@@ -153,9 +166,6 @@ class Rollback:
             sql = f"SELECT count({what}) FROM {self._connection.ops.quote_name(table)}"  # noqa: S608
             cursor.execute(sql)
             return int(cursor.fetchone()[0])
-
-    def sql(self) -> list[str]:
-        return self._executor.loader.collect_sql(self.plan)
 
     def execute(self, *, verbosity: int) -> None:
         """Call it in a `Run`, with the lock held and the rollback made there."""

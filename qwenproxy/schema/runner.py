@@ -175,7 +175,7 @@ class Run:
             return "The database is unchanged; the version before can be started."
         way_out = "Start again to continue"
         if self.backup_path:
-            way_out += f", or go back: dbrestore {self.backup_path} --yes"
+            way_out += f", or go back: manage.py dbrestore {self.backup_path} --yes"
         return f"What ran before it is committed. {way_out}."
 
     # What Django calls
@@ -382,6 +382,7 @@ class Run:
 
     def _check(self, plan: Plan, events: Sequence[MigrationEvent], apps: Apps) -> None:
         """Refuse what should not even begin; the last of it is that the backup fails."""
+        preflight.refuse_foreign(self._connection)
         preflight.refuse_unwritable(self._connection)
         if self._options.source == "serve":
             preflight.refuse_failing_again(self._history, events)

@@ -15,13 +15,13 @@ from django.db import DatabaseError, connection
 from qwenproxy.schema import engine
 from qwenproxy.schema.history import History
 from qwenproxy.schema.locking import Write
-from qwenproxy.schema.refusals import Held, LockTimeout, Refused, SchemaChanged, SchemaRefusal
+from qwenproxy.schema.refusals import Held, LockTimeout, Refused, SchemaRefusal
 from qwenproxy.schema.state import (
     SchemaState,
-    changed,
     held,
     read_state,
     refuse_ahead,
+    refuse_edited,
     warn_unknown,
 )
 from qwenproxy.schema.watch import Progress
@@ -95,16 +95,7 @@ def _refuse_by_hand_only(state: SchemaState, write: Write) -> None:
             f"{names} was rolled back by hand and is held. Nothing was changed. "
             "Apply it by hand (manage.py migrate), or start the version before it."
         )
-    edited = changed("default")
-    if edited:
-        names = ", ".join(f"{app}.{name}" for app, name in edited)
-        message = f"Edited after it was applied: {names}."
-        if settings.MIGRATE_DRIFT == "refuse":
-            raise SchemaChanged(
-                f"{message} Nothing was changed. Restore the files, or start with "
-                "QWENPROXY_MIGRATE_DRIFT=warn."
-            )
-        write(message)
+    refuse_edited(write)
 
 
 def _wait_for_database(write: Write) -> None:

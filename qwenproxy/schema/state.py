@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from django.conf import settings
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.migrations import Migration
@@ -19,7 +20,8 @@ from django.db.utils import OperationalError, ProgrammingError
 from qwenproxy.schema import files
 from qwenproxy.schema.files import MigrationName
 from qwenproxy.schema.history import APPLIED, History
-from qwenproxy.schema.refusals import DatabaseAhead
+from qwenproxy.schema.locking import Write
+from qwenproxy.schema.refusals import DatabaseAhead, SchemaChanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +107,32 @@ def refuse_ahead(state: SchemaState, alias: str = "default") -> None:
     if event is not None:
         by = f" (applied {event['at']:%Y-%m-%d %H:%M} UTC by version {event['app_version']})"
     backup = event["backup"] if event is not None and event["backup"] else ""
-    restore = f"dbrestore {backup} --yes" if backup else "restore a backup that was made before it"
+    restore = (
+        f"manage.py dbrestore {backup} --yes"
+        if backup
+        else "restore a backup that was made before it"
+    )
     raise DatabaseAhead(
         f"The database is ahead of this version: it has {named}{by}. Nothing was changed. "
         f"Start the newer version again, or {restore}."
     )
+
+
+def refuse_edited(write: Write, alias: str = "default") -> None:
+    """
+    Raises:
+        SchemaChanged: an applied file was edited, and QWENPROXY_MIGRATE_DRIFT is not to warn alone.
+    """
+    edited = changed(alias)
+    if not edited:
+        return
+    message = f"Edited after it was applied: {', '.join('.'.join(name) for name in edited)}."
+    if settings.MIGRATE_DRIFT == "refuse":
+        raise SchemaChanged(
+            f"{message} Nothing was changed. Put the release's files back, or go on all the same: "
+            "QWENPROXY_MIGRATE_DRIFT=warn."
+        )
+    write(message)
 
 
 def warn_unknown(state: SchemaState) -> str:

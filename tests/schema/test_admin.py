@@ -63,12 +63,12 @@ def test_a_database_that_is_up_to_date(migrated):
 def test_failed_held_and_edited_migrations(migrated):
     edited = migrated.add_migration("0001_edited", CREATE.format(number=1))
     assert migrated.run("migrate", "-v0").returncode == 0
-    edited.write_text(edited.read_text().replace("TextField()", "TextField(null=True)"))
     migrated.add_migration("0002_held", CREATE.format(number=2))
     assert migrated.run("migrate", "-v0").returncode == 0
     assert migrated.run("rollback", "--yes", "--force").returncode == 0
     migrated.add_migration("0003_bad", FAILS)
     assert migrated.run("migrate", "-v0").returncode == 6
+    edited.write_text(edited.read_text().replace("TextField()", "TextField(null=True)"))
     text = shown(migrated)
     assert "≠ 1 migration edited after it was applied: shop.0001_edited" in text
     assert "↺ 1 migration rolled back by hand and held: shop.0002_held" in text

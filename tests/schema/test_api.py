@@ -12,6 +12,7 @@ from django.db import connection
 from django.utils import timezone
 
 from qwenproxy.schema.models import MigrationEvent
+from tests.schema.conftest import CREATE
 
 PATHS = ["/api/schema/status", "/api/schema/history", "/api/schema/plan"]
 
@@ -79,6 +80,27 @@ def test_what_is_pending_is_told_and_counted(admin, pending):
     assert (step["app"], step["name"]) == ("sessions_app", "0002_session_user_id")
     assert any(found["sql"].startswith("ALTER TABLE") for found in step["statements"])
     assert "schema_pending 1.0" in admin.get("/metrics").text
+
+
+ASK = """\
+import asyncio
+from django.test import RequestFactory
+from qwenproxy.schema import api
+
+for view in (api.get_status, api.get_plan, api.list_events):
+    answer = asyncio.run(view(RequestFactory().get("/")))
+    assert answer.status_code == 200
+    print(answer.content.decode())
+"""
+
+
+def test_asking_changes_no_byte(migrated):
+    migrated.add_migration("0001_step", CREATE.format(number=1))
+    before = migrated.database.read_bytes()
+    ended = migrated.run("shell", "--no-imports", "-c", ASK)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("0001_step") == 2
+    assert migrated.database.read_bytes() == before
 
 
 def test_history_is_filtered_and_paged(admin):

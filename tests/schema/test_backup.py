@@ -89,6 +89,7 @@ def test_a_restore_gives_exactly_the_backup(migrated):
         pytest.param(None, id="missing"),
         pytest.param(b"not a database" * 99, id="no database"),
         pytest.param("CREATE TABLE other (i)", id="something else's"),
+        pytest.param("CREATE TABLE django_migrations (app)", id="another project's"),
     ],
 )
 def test_a_wrong_file_is_not_restored(migrated, tmp_path, content):

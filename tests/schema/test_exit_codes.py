@@ -37,6 +37,10 @@ def nothing_to_do(project: Project) -> Ended:
     return run(project, "migrate")
 
 
+def unknown_app(project: Project) -> Ended:
+    return run(project, "migrate", "nothing")
+
+
 def unknown_migration(project: Project) -> Ended:
     step(project)
     return run(project, "migrate", "shop", "0009")
@@ -112,6 +116,11 @@ def irreversible(project: Project) -> Ended:
     return run(project, "rollback", "--yes", "--force")
 
 
+def no_database(project: Project) -> Ended:
+    project.database.write_bytes(b"It was a letter once. " * 100)
+    return run(project, "showmigrations", "--status")
+
+
 def held(project: Project) -> Ended:
     step(project)
     up(project)
@@ -122,7 +131,8 @@ def held(project: Project) -> Ended:
 CASES = [
     (done, 0),
     (nothing_to_do, 0),
-    (unknown_migration, 1),
+    (unknown_app, 2),
+    (unknown_migration, 2),
     (pending_for_django, 1),
     (wrong_usage, 2),
     (wrong_file, 2),
@@ -135,6 +145,7 @@ CASES = [
     (locked, 8),
     (refused, 9),
     (irreversible, 9),
+    (no_database, 9),
     (held, 10),
 ]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import urllib.request
+from contextlib import closing
 
 import pytest
 
@@ -42,6 +44,76 @@ def test_a_rollback_that_cannot_be_done(stood, target, code):
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(["migrate"], id="migrate"),
+        pytest.param(["rollback", "--yes", "--force"], id="rollback"),
+    ],
+)
+def test_what_a_newer_version_has_applied_is_for_that_version_to_build_on_and_to_undo(
+    migrated, command
+):
+    migrated.add_migration("0001_step", CREATE.format(number=1))
+    newer = migrated.add_migration("0002_newer", "migrations.RunSQL('SELECT 1', 'SELECT 1')")
+    assert migrated.run("migrate", "-v0").returncode == 0
+    newer.unlink()
+    before = migrated.schema(), migrated.events("name", "status")
+    ended = migrated.run(*command)
+    assert ended.returncode == 4, ended.stderr
+    assert "shop.0002_newer" in ended.stderr
+    assert "Nothing was changed" in ended.stderr
+    assert (migrated.schema(), migrated.events("name", "status")) == before
+
+
+def test_an_edited_file_stops_what_would_be_applied_by_hand(migrated):
+    path = migrated.add_migration("0001_step", CREATE.format(number=1))
+    assert migrated.run("migrate", "-v0").returncode == 0
+    path.write_text(path.read_text().replace("TextField()", "TextField(null=True)"))
+    migrated.add_migration("0002_step", CREATE.format(number=2))
+    before = migrated.schema(), migrated.events("name", "status")
+    ended = migrated.run("migrate")
+    assert ended.returncode == 5, ended.stderr
+    assert "shop.0001_step" in ended.stderr
+    assert (migrated.schema(), migrated.events("name", "status")) == before
+    assert migrated.run("migrate", QWENPROXY_MIGRATE_DRIFT="warn").returncode == 0
+
+
+FOREIGN = {
+    "tables": "CREATE TABLE recipe (name text)",
+    "another project": (
+        "CREATE TABLE django_migrations (id integer PRIMARY KEY, app text, name text, applied text);"
+        "INSERT INTO django_migrations VALUES (1, 'blog', '0001_initial', '2026-01-01')"
+    ),
+}
+
+
+@pytest.mark.parametrize("script", FOREIGN.values(), ids=FOREIGN)
+def test_the_database_of_something_else_is_not_touched(project, script):
+    project.database.parent.mkdir()
+    with closing(sqlite3.connect(project.database)) as connection:
+        connection.executescript(script)
+    before = project.database.read_bytes()
+    ended = project.run("migrate")
+    assert ended.returncode == 9, ended.stderr
+    assert "something else" in ended.stderr
+    assert project.database.read_bytes() == before
+
+
+def test_another_projects_database_on_a_server_is_not_touched(postgresql_project):
+    postgresql_project.query(
+        "CREATE TABLE django_migrations (id serial, app text, name text, applied timestamptz)"
+    )
+    postgresql_project.query(
+        "INSERT INTO django_migrations (app, name, applied) VALUES ('blog', '0001', now())"
+    )
+    ended = postgresql_project.run("migrate")
+    assert ended.returncode == 9, ended.stderr
+    assert "another Django project" in ended.stderr
+    tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
+    assert postgresql_project.query(tables) == [(1,)]
+
+
+@pytest.mark.parametrize(
     ("head", "code"),
     [pytest.param("breaking = True", 4, id="breaking"), pytest.param("", 0, id="harmless")],
 )
@@ -62,3 +134,10 @@ def test_a_database_ahead_of_the_code(migrated, head, code):
     assert process.returncode == code, errors
     assert "shop.0001_newer" in ("".join(told) if code == 0 else errors)
     assert (migrated.schema(), migrated.events("name", "status")) == before
+
+
+def test_the_sql_of_going_back_over_several_steps(migrated):
+    ended = migrated.run("rollback", "--steps", "99", "--sql")
+    assert ended.returncode == 0, ended.stderr
+    assert 'DROP TABLE "requests_app_request";' in ended.stdout
+    assert 'DROP TABLE "auth_user";' in ended.stdout

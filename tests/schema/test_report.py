@@ -21,12 +21,12 @@ def names(document: dict, key: str) -> list[str]:
 def test_each_state_is_told(migrated):
     edited = migrated.add_migration("0001_edited", CREATE.format(number=1))
     assert migrated.run("migrate", "-v0").returncode == 0
-    edited.write_text(edited.read_text().replace("TextField()", "TextField(null=True)"))
     migrated.add_migration("0002_held", CREATE.format(number=2))
     assert migrated.run("migrate", "-v0").returncode == 0
     assert migrated.run("rollback", "--yes", "--force").returncode == 0
     migrated.add_migration("0003_bad", FAILS)
     assert migrated.run("migrate", "-v0").returncode == 6
+    edited.write_text(edited.read_text().replace("TextField()", "TextField(null=True)"))
     before = hashlib.sha256(migrated.database.read_bytes()).digest()
     document = json.loads(migrated.run("showmigrations", "--json").stdout)
     assert document["version"] == 1
@@ -53,7 +53,22 @@ def test_each_state_is_told(migrated):
 def test_checking_by_exit_code(migrated, rows, code):
     if rows:
         migrated.add_migration("0001_step", CREATE.format(number=1))
-    assert migrated.run("showmigrations", "--check").returncode == code
+    ended = migrated.run("showmigrations", "--check")
+    assert ended.returncode == code
+    assert ("shop.0001_step" in ended.stderr) == bool(rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        pytest.param(["--status", "nothing"], "There is no app nothing", id="unknown app"),
+        pytest.param(["--history", "0"], "at least 1", id="no events"),
+    ],
+)
+def test_what_cannot_be_shown_is_told(migrated, arguments, said):
+    ended = migrated.run("showmigrations", *arguments)
+    assert ended.returncode == 2
+    assert said in ended.stderr
 
 
 def test_a_database_that_is_not_there_is_not_made(project):

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 from django.db import connection
 
-from qwenproxy.schema import backup, engine
+from qwenproxy.schema import backup, engine, plan
+from qwenproxy.schema.commands import SchemaCommand
 from qwenproxy.schema.locking import migration_lock
 
 
-class Command(BaseCommand):
+class Command(SchemaCommand):
     help = "Back the database up while it is in use; the copy is checked before it gets its name."
     requires_migrations_checks = False
 
@@ -28,8 +29,8 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if options["list"]:
             for found in backup.existing(connection):
-                size = found.size_bytes / 2**20
-                self.stdout.write(f"{found.at:%Y-%m-%d %H:%M}  {size:8.1f} MB  {found.path}")
+                size = plan.size(found.size_bytes)
+                self.stdout.write(f"{found.at:%Y-%m-%d %H:%M}  {size:>11}  {found.path}")
             return
         engine.ensure_open(connection)
         with migration_lock(connection, settings.MIGRATE_LOCK_WAIT_S, self.stderr.write):

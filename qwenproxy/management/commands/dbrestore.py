@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 from django.db import connection
 
 from qwenproxy.schema import backup, dump, engine
+from qwenproxy.schema.commands import SchemaCommand
 from qwenproxy.schema.history import History
 from qwenproxy.schema.locking import migration_lock
 from qwenproxy.schema.refusals import WrongUsage
 from qwenproxy.schema.runner import make_event
+from qwenproxy.schema.state import read_state
 
 
-class Command(BaseCommand):
+class Command(SchemaCommand):
     help = "Put a backup back; what is there now is backed up first."
     requires_migrations_checks = False
 
@@ -57,4 +59,10 @@ class Command(BaseCommand):
         self.stdout.write(f"Restored {file}")
         if kept:
             self.stdout.write(f"The data from before is in {kept}")
+        pending = read_state().pending
+        if pending:
+            self.stdout.write(
+                f"It is from before {', '.join('.'.join(name) for name in pending)}: put the version "
+                "of that time in place, or the next start applies them again."
+            )
         self.stdout.write("Restart the gateway.")

@@ -6,24 +6,26 @@ Django's flags and output stay as they are; what is ours goes to stderr.
 from __future__ import annotations
 
 import json
-from typing import Any, cast
+from typing import Any
 
+from django.apps import apps
 from django.conf import settings
 from django.core.management.base import CommandParser
 from django.core.management.commands import migrate
 from django.db import connections
 from django.db.migrations import Migration
 
-from qwenproxy.schema import engine, plan
+from qwenproxy.schema import engine, files, plan
+from qwenproxy.schema.commands import SchemaCommand
 from qwenproxy.schema.history import History
 from qwenproxy.schema.locking import is_scratch
 from qwenproxy.schema.refusals import WrongUsage
 from qwenproxy.schema.report import read_only
 from qwenproxy.schema.runner import Options, Run
-from qwenproxy.schema.state import read_state
+from qwenproxy.schema.state import read_state, refuse_ahead, refuse_edited
 
 
-class Command(migrate.Command):
+class Command(SchemaCommand, migrate.Command):
     # For `serve`: who asks, and where the progress goes.
     stealth_options = ("source", "progress", "write")
 
@@ -85,6 +87,8 @@ class Command(migrate.Command):
             self._tell_plan(options)
             return
         is_read_only = options["plan"] or options["check_unapplied"]
+        if not is_read_only:
+            self._refuse(options)
         if is_read_only or self._has_nothing_to_do(options):
             super().handle(*args, **options)
             return
@@ -122,13 +126,23 @@ class Command(migrate.Command):
         if options["json"]:
             self.stdout.write(json.dumps(document, indent=2))
             return
-        for step in cast("list[dict[str, Any]]", document["migrations"]):
-            self.stdout.write(f"-- {step['app']}.{step['name']}", self.style.MIGRATE_HEADING)
-            for python in step["python"]:
-                self.stdout.write(f"-- Python, not shown: {python}")
-            for statement in step["statements"]:
-                self.stdout.write(f"-- {statement['waits']}")
-                self.stdout.write(statement["sql"])
+        for line in plan.script(document):
+            self.stdout.write(line)
+
+    def _refuse(self, options: dict[str, Any]) -> None:
+        """As a start does, but for what is held: a hand may apply it."""
+        alias, label = options["database"], options["app_label"]
+        if label:
+            # It may be what mends the others.
+            _refuse_unknown(alias, label, options["migration_name"])
+            return
+        # `serve` has looked; what changes the record alone may be what mends it.
+        if options["fake"] or options.get("source") == "serve" or is_scratch(connections[alias]):
+            return
+        now = read_state(alias)
+        refuse_ahead(now, alias)
+        if now.pending:
+            refuse_edited(self._say, alias)
 
     def _has_nothing_to_do(self, options: dict[str, Any]) -> bool:
         """Without the lock: replicas that start together do not queue for nothing."""
@@ -159,3 +173,17 @@ class Command(migrate.Command):
         self._end_line()
         self.stderr.write(line, style_func=str)
         self.stderr.flush()
+
+
+def _refuse_unknown(alias: str, label: str, name: str | None) -> None:
+    if label not in {app.label for app in apps.get_app_configs()}:
+        raise WrongUsage(
+            f"There is no app {label}. Nothing was changed. Those that there are: "
+            "manage.py showmigrations"
+        )
+    names = [key[1] for key in files.on_disk(alias) if key[0] == label]
+    if name and name != "zero" and not any(known.startswith(name) for known in names):
+        raise WrongUsage(
+            f"There is no migration {name} in {label}. Nothing was changed. Those that there are: "
+            f"manage.py showmigrations {label}"
+        )

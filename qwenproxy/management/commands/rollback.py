@@ -6,17 +6,18 @@ import sys
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.migrations import Migration
 
-from qwenproxy.schema import engine
+from qwenproxy.schema import engine, plan
+from qwenproxy.schema.commands import SchemaCommand
 from qwenproxy.schema.refusals import Refused, WrongUsage
 from qwenproxy.schema.rollback import Rollback, Target, roll_back
 from qwenproxy.schema.runner import Options, Run
 
 
-class Command(BaseCommand):
+class Command(SchemaCommand):
     help = (
         "Undo the last migration, or with an app and a name everything after it. What is undone is "
         "held: the gateway does not apply it again by itself, `migrate` does."
@@ -60,7 +61,8 @@ class Command(BaseCommand):
         rollback = Rollback(connection, target)
         rollback.refuse_irreversible()
         if options["sql"]:
-            self.stdout.write("\n".join(rollback.sql()))
+            for line in plan.script(plan.describe(connection, rollback.plan)):
+                self.stdout.write(line)
             return
         self._show(rollback)
         if not settings.DEBUG and not options["force"]:
@@ -95,6 +97,7 @@ class Command(BaseCommand):
         finally:
             self._end_line()
         self.stdout.write("Held: the gateway will not apply them again by itself; `migrate` does.")
+        self.stdout.write("Start the version before them now.")
 
     def _end_line(self) -> None:
         if self._is_mid_line:

@@ -7,20 +7,22 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from django.apps import apps
 from django.core.management.base import CommandParser
 from django.core.management.commands import showmigrations
-from django.db import connections
+from django.db import DatabaseError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from qwenproxy.schema import plan, report, verify
+from qwenproxy.schema import engine, plan, report, verify
+from qwenproxy.schema.commands import SchemaCommand
 from qwenproxy.schema.history import History
-from qwenproxy.schema.refusals import SchemaChanged
+from qwenproxy.schema.refusals import SchemaChanged, WrongUsage
 from qwenproxy.schema.state import read_state, refuse_ahead
 
 _STYLES = {"applied": "SUCCESS", "ready": "SUCCESS", "pending": "NOTICE", "failed": "ERROR"}
 
 
-class Command(showmigrations.Command):
+class Command(SchemaCommand, showmigrations.Command):
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
         parser.add_argument("--status", action="store_true", help="the state, with who and when")
@@ -40,11 +42,25 @@ class Command(showmigrations.Command):
             help="exit 3 where something is pending, 4 where the database is ahead, 5 on drift",
         )
 
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        try:
+            return super().execute(*args, **options)
+        except DatabaseError as exc:
+            raise engine.unusable(connections[options["database"]], exc) from exc
+
     def handle(self, *args: Any, **options: Any) -> None:
         ours = ("status", "json", "deps", "history", "verify", "check")
-        if not any(options[name] for name in ours):
+        if not any(options[name] not in (None, False) for name in ours):
             super().handle(*args, **options)
             return
+        if options["history"] is not None and options["history"] < 1:
+            raise WrongUsage("--history takes the number of events to show, at least 1.")
+        unknown = set(options["app_label"]) - {app.label for app in apps.get_app_configs()}
+        if unknown:
+            raise WrongUsage(
+                f"There is no app {', '.join(sorted(unknown))}. Those that there are: "
+                "manage.py showmigrations"
+            )
         connection = connections[options["database"]]
         steps: dict[str, Any] | None = None
         with report.read_only(connection):
@@ -164,13 +180,15 @@ class Command(showmigrations.Command):
         self.stdout.write(json.dumps(document, indent=2))
 
     def _show_history(self, history: History, count: int) -> None:
-        for row in report.read_events(history)[-count:]:
-            name = f"{row['app']}.{row['name']}" if row["app"] else row["name"]
+        rows = report.read_events(history)[-count:]
+        names = [f"{row['app']}.{row['name']}" if row["app"] else row["name"] for row in rows]
+        width = max(map(len, names), default=0)
+        for row, name in zip(rows, names, strict=True):
             ms = f"{row['ms']} ms" if row["ms"] is not None else ""
             error = row["error"].partition("\n")[0]
             at = f"{row['at']:%Y-%m-%d %H:%M:%S}" if row["at"] else "-"
             self.stdout.write(
                 f"{at:<19}  {str(row['run'])[:8]}  {row['action']:<7}  {row['status']:<11}  "
-                f"{name:<50}  {ms:>8}  {row['actor']}@{row['host']}  {row['source']}  "
+                f"{name:<{width}}  {ms:>8}  {row['actor']}@{row['host']}  {row['source']}  "
                 f"{error}".rstrip()
             )
