@@ -19,6 +19,7 @@ from django.views.decorators.http import require_POST
 from qwenproxy.access import staff
 from qwenproxy.access.keys import KeyNotInUse
 from qwenproxy.access.playground_key import LIFE, lend_key
+from qwenproxy.wire.anthropic_bodies import FieldError, to_chat
 from qwenproxy.wire.json import JSONObject
 from requests_app.models import Request
 from requests_app.records import load_request
@@ -95,9 +96,26 @@ def _recorded(request: HttpRequest, wanted: str) -> tuple[Request, JSONObject | 
         raise Http404 from exc
     if not isinstance(body, dict):
         return row, None
+    if row.dialect == "anthropic":
+        try:
+            body = _as_chat(body)
+        except FieldError:
+            # What is left after messages were deleted.
+            return row, None
     staff.audit_view(request, row)
     if "messages" not in body:
         prompt = body.pop("prompt", "")
         text = prompt[0] if isinstance(prompt, list) and prompt else prompt
         body["messages"] = [{"role": "user", "content": text}]
     return row, body
+
+
+def _as_chat(body: JSONObject) -> JSONObject:
+    """A body of Anthropic's protocol in the one that the playground speaks."""
+    chat = to_chat(body)
+    shown: JSONObject = {"model": body.get("model"), "stream": body.get("stream", False)}
+    shown |= chat.parameters
+    shown["messages"] = [*chat.messages]
+    if chat.tools:
+        shown["tools"] = chat.tools
+    return shown

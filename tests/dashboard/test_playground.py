@@ -186,6 +186,21 @@ def test_a_recorded_request_fills_it_in_and_is_audited(admin_client, django_user
     assert (entry.action_flag, entry.object_id) == (staff.VIEWED, str(row.request_id))
 
 
+def test_a_request_in_anthropics_form_fills_it_in_as_a_chat(admin_client):
+    session = make_session()
+    parameters = {"model": "claude-x", "max_tokens": 9, "thinking": {"type": "adaptive"}}
+    system = make_blob(session.api_key, "system", [{"role": "system", "content": "Be."}])
+    fields = {"dialect": "anthropic", "parameters": json.dumps(parameters), "system": system}
+    row = make_turn(session, "Hi", request=fields)
+    assert page(admin_client, request=row.request_id).context["config"]["body"] == {
+        "model": "claude-x",
+        "stream": False,
+        "max_tokens": 9,
+        "enable_thinking": True,
+        "messages": [{"role": "system", "content": "Be."}, {"role": "user", "content": "Hi"}],
+    }
+
+
 @pytest.mark.parametrize("case", ["no permission", "hidden", "not kept"])
 def test_what_may_not_be_read_is_not_filled_in(client, settings, case):
     client.force_login(
