@@ -26,7 +26,7 @@ from django.urls import URLPattern, path, reverse
 from qwenproxy.access import accounts, staff
 from qwenproxy.access.account_rows import AccountRow, read_rows
 from qwenproxy.access.account_states import PAUSED
-from qwenproxy.access.admin_keys import MEDIA, ApiKeyAdmin
+from qwenproxy.access.admin_keys import MEDIA, ApiKeyAdmin, StatesList
 from qwenproxy.access.forms import UpstreamAccountForm
 from qwenproxy.access.models import ApiKey, UpstreamAccount
 
@@ -60,7 +60,7 @@ class AccountStateFilter(admin.SimpleListFilter):
         return queryset.filter(is_paused if state == PAUSED else ~is_paused & Q(state=state))
 
 
-class AccountChangeList(ChangeList):
+class AccountChangeList(StatesList):
     account_rows: list[AccountRow]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -79,7 +79,15 @@ class StateFilter(admin.SimpleListFilter):
         return queryset.filter(conditions.get(self.value() or "", in_use))
 
 
-class KeyChangeList(ChangeList):
+class StatesList(ChangeList):
+    """A list whose one filter is the state; other parameters are no lookups into columns."""
+
+    def get_filters_params(self, params: dict[str, Any] | None = None) -> dict[str, Any]:
+        filters: dict[str, Any] = super().get_filters_params(params)
+        return {name: filters[name] for name in filters if name == "state"}
+
+
+class KeyChangeList(StatesList):
     key_rows: list[KeyRow]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -20,7 +20,7 @@ from qwenproxy.access.models import UpstreamAccount
 from tests.access.test_accounts import all_rows, make_account
 from tests.access.test_browser_request import COOKIES, HEADERS, bash
 from tests.access.test_session_tokens import jwt
-from tests.factories import make_session
+from tests.factories import make_api_key, make_session
 from tests.requests_app.ended import make_ended
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("encryption_keys")]
@@ -443,6 +443,30 @@ class TestUpstreamAccounts:
         told = "".join(f"{entry.object_repr}{entry.change_message}" for entry in entries)
         assert "planted" not in told
         assert COOKIES not in told
+
+
+@pytest.mark.parametrize("url", [KEYS, ACCOUNTS])
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"secret_hash__startswith": "a"},
+        {"secrets__startswith": "a"},
+        {"state": "\0"},
+        {"q": "\0"},
+        {"p": "x"},
+        {"p": "999"},
+        {"o": "9.x"},
+        {"all": ""},
+        {"e": "1"},
+    ],
+    ids=lambda query: next(iter(query)),
+)
+def test_a_forged_address_of_a_list_is_its_first_page(admin_client, url, query):
+    make_account("the-account", secrets=SECRETS)
+    make_api_key("the-key")
+    page = admin_client.get(url, query, follow=True)
+    assert page.status_code == 200
+    assert ("the-key" if url == KEYS else "the-account") in page.content.decode()
 
 
 def test_the_canary_is_not_in_the_admin(admin_client):

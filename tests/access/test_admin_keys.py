@@ -451,7 +451,8 @@ def test_changes_are_in_the_audit_log_without_secrets(admin_client):
 
 def test_who_may_only_look_sees_no_figures_of_requests_to_follow(client):
     row = make_api_key()
-    make_ended([make_session(row)], [timezone.now() - timedelta(hours=1)])
+    ended = [timezone.now() - timedelta(minutes=1)]
+    make_ended([make_session(row)], ended, status="failed", error_code="x")
     client.force_login(viewer("apikey"))
     for url in (KEYS, change_url(row)):
         assert "requests_app/request" not in client.get(url).content.decode()
