@@ -322,6 +322,10 @@ def _signature(arguments: JSONValue) -> str:
     """A call's arguments in one short line: `query="the weather", n=3`."""
     if arguments is None:
         return ""
+    if isinstance(arguments, str):
+        # It is no JSON.
+        text = json.plain(arguments[: 2 * _MAX_SUMMARY_CHARS])
+        return Truncator(" ".join(text.split())).chars(_MAX_SUMMARY_CHARS)
     if not isinstance(arguments, dict):
         return _short(arguments)
     pairs = (f"{json.plain(name)[:40]}={_short(value)}" for name, value in arguments.items())
