@@ -19,7 +19,6 @@ from django.urls import URLPattern, URLResolver, path, reverse
 
 from qwenproxy.access import staff
 from qwenproxy.access.traffic import Group, Span, Traffic
-from qwenproxy.proxy.discovery import Found, found
 from qwenproxy.schema.status import read_brief, read_overview
 
 if TYPE_CHECKING:
@@ -47,6 +46,7 @@ NAVIGATION: tuple[tuple[str, tuple[Page, ...]], ...] = (
         (
             Page("Sessions", "admin:sessions_app_session_changelist", (staff.VIEW_SESSIONS,)),
             Page("Requests", "admin:requests_app_request_changelist", (staff.VIEW_REQUESTS,)),
+            Page("Errors", "admin:errors", (staff.VIEW_REQUESTS,)),
             Page("Live tail", "admin:live", (staff.VIEW_REQUESTS,)),
             Page("Playground", "admin:playground", (staff.USE_PLAYGROUND,)),
         ),
@@ -96,9 +96,18 @@ class GatewayAdminSite(AdminSite):
         from qwenproxy.dashboard.health_page import health
 
         # As above.
+        from requests_app.error_groups import errors
+
+        # As above.
+        from requests_app.exports import export_requests, export_sessions
+
+        # As above.
         from requests_app.live import live, live_rows
 
         own: list[URLPattern | URLResolver] = [
+            path("errors/", errors, name="errors"),
+            path("export/requests/", export_requests, name="export_requests"),
+            path("export/sessions/", export_sessions, name="export_sessions"),
             path("live/", live, name="live"),
             path("live/rows/", live_rows, name="live_rows"),
             path("playground/", playground.playground, name="playground"),
@@ -128,11 +137,15 @@ class GatewayAdminSite(AdminSite):
     def index(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> TemplateResponse:
+        # Not at the top: this module is loaded before the models are.
+        from qwenproxy.dashboard.front import front_context
+
         schema = read_brief()
+        context: dict[str, Any] = {"schema": schema}
         # While migrations wait, tables of ours may not be there.
-        discovered = discovered_upstreams() if schema.is_clean else []
-        context = {"schema": schema, "discovered": discovered, **(extra_context or {})}
-        return super().index(request, context)
+        if schema.is_clean:
+            context |= front_context(request)
+        return super().index(request, {**context, **(extra_context or {})})
 
     def traffic(self, group: Group, ids: Sequence[int], spans: Sequence[Span]) -> Traffic:
         """What keys or accounts did of late, for their pages (`access.traffic.TrafficSite`)."""
@@ -183,18 +196,6 @@ def _outcome(tested: Tested) -> str:
     listed = "it has no model list" if tested.models is None else f"models: {tested.models}"
     session = f", session: {tested.session.replace('_', ' ')}" if tested.session else ""
     return f"answered in {tested.ms:,} ms, {listed}{session}."
-
-
-def discovered_upstreams() -> Sequence[Found]:
-    """Servers found on this machine that no account uses yet."""
-    offers = found()
-    if not offers:
-        return []
-    # Not at the top: this module is loaded before the models are.
-    from qwenproxy.access.models import UpstreamAccount
-
-    used = {url.rstrip("/") for url in UpstreamAccount.objects.values_list("base_url", flat=True)}
-    return [offer for offer in offers if offer.base_url.rstrip("/") not in used]
 
 
 def _navigation(request: HttpRequest) -> list[tuple[str, list[dict[str, Any]]]]:

@@ -76,7 +76,7 @@ def test_migrations_of_a_newer_version(admin_client):
 @pytest.mark.parametrize("url", ["/admin/", "/admin/migrations/"])
 def test_they_touch_no_table_of_ours_while_migrations_wait(admin_client, url, monkeypatch):
     monkeypatch.setattr(
-        "qwenproxy.admin_site.found", lambda: [Found("vLLM", "http://127.0.0.1:8000/v1", ["qwen"])]
+        "qwenproxy.dashboard.front.found", lambda: [Found("vLLM", "http://127.0.0.1:8000/v1", ["qwen"])]
     )
     MigrationRecorder(connection).record_unapplied("access", "0001_initial")
 
@@ -98,7 +98,7 @@ def test_found_upstreams_are_offered(admin_client, monkeypatch):
         Found("Ollama", "http://127.0.0.1:11434/v1", ["qwen3:8b"]),
         Found("LM & Studio", "http://127.0.0.1:1234/v1", ["<b>qwen", *"abcdef"]),
     ]
-    monkeypatch.setattr("qwenproxy.admin_site.found", lambda: offers)
+    monkeypatch.setattr("qwenproxy.dashboard.front.found", lambda: offers)
     text = text_of(admin_client, "/admin/")
     assert "11434" not in text
     assert "&lt;b&gt;qwen" in text
@@ -141,7 +141,6 @@ class _InlineCode(HTMLParser):
         "sessions_app_session_delete",
         "requests_app_request_changelist",
         "requests_app_request_change",
-        "requests_app_response_changelist",
         "access_apikey_changelist",
         "access_apikey_add",
         "access_upstreamaccount_changelist",
