@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 from django.conf import settings
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils.html import format_html
@@ -23,7 +25,7 @@ from requests_app.models import Request, Response
 from requests_app.records import load_request
 from requests_app.request_filters import DEFAULT_SPAN, request_filters, sort_of
 from requests_app.rollups import ERRORS
-from sessions_app.chips import Filter
+from sessions_app.chips import Chips, Filter
 from sessions_app.paging import Sort, milliseconds
 
 _OFF = "Hidden: QWENPROXY_PAYLOADS lets the admin show none of it."
@@ -67,8 +69,27 @@ class RequestAdmin(PageAdmin):
     search_help_text = "A request's or response's id, or its beginning"
     default_span = DEFAULT_SPAN
 
+    actions = ("export_jsonl", "export_csv")
+
     def filters(self, request: HttpRequest) -> Sequence[Filter]:
         return request_filters()
+
+    def links(self, request: HttpRequest, chips: Chips) -> Sequence[tuple[str, str]]:
+        url = reverse("admin:export_requests")
+        forms = ("jsonl", "csv") if self.has_payload_permission(request) else ("csv",)
+        return [(f"Export {form.upper()}", url + chips.url(format=form)) for form in forms]
+
+    def has_payload_permission(self, request: HttpRequest) -> bool:
+        """For the actions that need it."""
+        return staff.may_read(request, has_failed=True)
+
+    @admin.action(description="Export the selected as JSONL", permissions=["payload"])
+    def export_jsonl(self, request: HttpRequest, rows: QuerySet[Request]) -> HttpResponse:
+        return _export(rows, "jsonl")
+
+    @admin.action(description="Export the selected as CSV")
+    def export_csv(self, request: HttpRequest, rows: QuerySet[Request]) -> HttpResponse:
+        return _export(rows, "csv")
 
     def searched(self, term: str) -> str:
         return "request_id" if term.startswith("req_") else "response__response_id"
@@ -176,6 +197,12 @@ class RequestAdmin(PageAdmin):
             "curl": bodies.curl(base_url, record) if has_body else "",
             "may_replay": has_body and request.user.has_perm(staff.USE_PLAYGROUND),
         }
+
+
+def _export(rows: QuerySet[Request], form: str) -> HttpResponse:
+    ids = ",".join(str(pk) for pk in rows.values_list("pk", flat=True))
+    query = urlencode({"ids": ids, "format": form})
+    return HttpResponseRedirect(f"{reverse('admin:export_requests')}?{query}")
 
 
 def _why_hidden(request: HttpRequest, *, has_failed: bool) -> str:

@@ -184,8 +184,11 @@ class Chips:
     @property
     def is_countable(self) -> bool:
         """Whether the rows are found without reading many others."""
-        if self.search or self.window.is_short(self.now):
-            return True
+        return bool(self.search) or self.window.is_short(self.now) or self.is_indexed
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether one index holds all of the filters together with the order."""
         return len(self._set) <= 1 and all(each.is_indexed for each in self._set)
 
     # Addresses.
@@ -244,6 +247,7 @@ class Chips:
         choices = [
             Choice(_cut(label), self.url(**{each.name: choice}), choice == value)
             for choice, label in pairs[:MAX_CHOICES]
+            if not each.is_only_linked
         ]
         if value and not each.is_only_linked:
             choices.insert(0, Choice("all", self.url(each.name), is_current=False))

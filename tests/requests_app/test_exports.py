@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from datetime import timedelta
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
+from django.test import RequestFactory
+from django.urls import resolve
+from django.utils import timezone
+
+from qwenproxy.access.staff import EXPORTED
+from qwenproxy.database import close_pool
+from requests_app import exports
+from requests_app.models import Request
+from tests.factories import make_api_key, make_session, make_turn
+from tests.requests_app.ended import make_ended
+
+pytestmark = pytest.mark.django_db(transaction=True)
+REQUESTS, SESSIONS = "/admin/export/requests/", "/admin/export/sessions/"
+
+
+@pytest.fixture(autouse=True)
+def _pool():
+    yield
+    close_pool()
+
+
+@pytest.fixture
+def user():
+    return User.objects.create_superuser("root", password="x")
+
+
+def open_export(user, url, **query):
+    """The response as the view makes it: the test client would close it on the event loop."""
+    request = RequestFactory().get(url, query)
+    request.user = user
+    match = resolve(url)
+    return match.func(request)
+
+
+async def read(response, pieces=None):
+    taken = []
+    async for piece in response.streaming_content:
+        taken.append(piece)
+        if len(taken) == pieces:
+            break
+    return b"".join(taken).decode()
+
+
+@pytest.fixture
+def fetch(user):
+    def run(url, **query):
+        response = open_export(user, url, **query)
+        text = async_to_sync(read)(response)
+        # As Django's handler does, in a thread.
+        response.close()
+        return text
+
+    return run
+
+
+def rows_of(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def make_many(count, **fields):
+    now = timezone.now()
+    moments = [now - timedelta(minutes=1, seconds=number) for number in range(count)]
+    return make_ended([make_session(make_api_key("=cmd()"))], moments, **fields)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [{}, {"span": "all"}, {"status": "failed"}, {"stream": "0"}, {"slower": "5"}, {"path": "/x"}],
+    ids=lambda query: "-".join(query) or "default",
+)
+def test_an_export_is_what_the_list_shows(fetch, monkeypatch, query):
+    monkeypatch.setattr(exports, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(exports, "_SCANNED_ROWS", 5)
+    status = ["failed" if number % 3 == 0 else "completed" for number in range(30)]
+    duration = [6000 if number % 4 == 0 else 100 for number in range(30)]
+    rows = make_many(30, status=status, duration_ms=duration)
+    expected = [
+        row.request.request_id
+        for row in rows
+        if query.get("status") in (None, row.status)
+        and (not query.get("slower") or row.duration_ms > 5000)
+        and "path" not in query
+    ]
+    found = rows_of(fetch(REQUESTS, format="csv", **query))
+    assert [row["request_id"] for row in found] == expected
+    entry = LogEntry.objects.get()
+    assert entry.action_flag == EXPORTED
+    details = json.loads(entry.change_message)
+    assert (details["rows"], details["is_whole"]) == (len(expected), True)
+    assert details["filter"] == query
+
+
+def test_cells_that_begin_a_formula_are_defused(fetch):
+    make_many(1, model="-1+1\ufffd")
+    row = rows_of(fetch(REQUESTS, format="csv"))[0]
+    assert (row["api_key"], row["model"]) == ("'=cmd()", "'-1+1\ufffd")
+    assert set(row) == set(exports.CSV_COLUMNS)
+
+
+def test_lines_hold_both_bodies(fetch):
+    session = make_session()
+    now = timezone.now()
+    texts = ["plain", "two\nlines", "<script>\ud800"]
+    for number, text in enumerate(texts):
+        make_turn(session, text, request={"created_at": now - timedelta(minutes=number + 1)})
+    lines = [json.loads(line) for line in fetch(REQUESTS).splitlines()]
+    assert [line["openai_request"]["messages"][-1]["content"] for line in lines] == texts
+    assert lines[0]["response"]["openai_response"]["choices"][0]["message"]["content"] == "Hi!"
+    chosen = Request.objects.order_by("id").first()
+    lines = fetch(REQUESTS, ids=f"{chosen.pk},x,,{10**20}").splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [chosen.pk]
+
+
+def test_sessions_are_lines_with_their_messages(fetch, monkeypatch):
+    monkeypatch.setattr(exports, "_CHUNK_BODIES", 2)
+    session = make_session(title="Plan")
+    make_turn(session, "one")
+    make_turn(session, "two")
+    make_turn(make_session(), "else")
+    lines = [json.loads(line) for line in fetch(SESSIONS).splitlines()]
+    assert {line["id"] for line in lines} >= {session.pk}
+    line = next(line for line in lines if line["id"] == session.pk)
+    assert [m["message"]["content"] for m in line["messages"]] == ["one", "Hi!", "two", "Hi!"]
+    assert len(fetch(SESSIONS, q=session.pk).splitlines()) == 1
+
+
+def test_who_may_not_read_gets_counters_only(client, settings):
+    user = User.objects.create_user("viewer", password="x", is_staff=True)
+    client.force_login(user)
+    assert client.get(REQUESTS, {"format": "csv"}).status_code == 403
+    names = ["view_request", "view_session"]
+    user.user_permissions.set(Permission.objects.filter(codename__in=names))
+    assert client.get(REQUESTS, {"format": "csv"}).status_code == 200
+    assert client.get(REQUESTS).status_code == 403
+    assert client.get(SESSIONS).status_code == 403
+    assert client.get(REQUESTS, {"format": "xml"}).status_code == 404
+    user.user_permissions.add(Permission.objects.get(codename="view_payload"))
+    settings.PAYLOADS = "off"
+    assert client.get(REQUESTS).status_code == 403
+
+
+def test_only_failed_requests_have_bodies_where_the_others_are_hidden(fetch, settings):
+    settings.PAYLOADS = "errors"
+    session, now = make_session(), timezone.now()
+    make_turn(session, "fine", request={"created_at": now - timedelta(minutes=1)})
+    make_turn(session, "broken", None, request={"created_at": now - timedelta(minutes=2)})
+    text = fetch(REQUESTS)
+    assert "broken" in text
+    assert "fine" not in text
+
+
+def test_a_client_that_leaves_ends_it(user):
+    make_many(30)
+    response = open_export(user, REQUESTS, format="csv")
+    # The first piece is the head of the table.
+    async_to_sync(read)(response, 1)
+    response.close()
+    details = json.loads(LogEntry.objects.get().change_message)
+    assert (details["rows"], details["is_whole"]) == (0, False)
