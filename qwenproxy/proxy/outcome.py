@@ -36,6 +36,10 @@ def upstream_response(answer: Accumulator, error: UpstreamError | None = None) -
 def estimated_usage(body: Body, answer: Accumulator) -> UsageReport:
     """Counts from the length of the text, for upstreams that report none."""
     prompt = sum(_bytes_of(history.text_of(message)) for message in body.messages)
+    # An agent's history is calls as much as text.
+    prompt += sum(
+        len(json.dumps(calls)) for message in body.messages if (calls := message.get("tool_calls"))
+    )
     prompt += len(json.dumps(body.tools)) if body.tools else 0
     written = _bytes_of(answer.text) + _bytes_of(answer.reasoning)
     written += sum(_bytes_of(call.arguments) for call in answer.tool_calls.values())

@@ -449,6 +449,10 @@ def test_tokens_are_counted_without_asking_the_upstream(open_gateway, upstream):
     assert more.json()["input_tokens"] > 100
     assert not upstream.turns
     assert not Request.objects.exists()
+    call = {"type": "tool_use", "id": "t1", "name": "read_file", "input": {"path": "y" * 400}}
+    body["messages"].append({"role": "assistant", "content": [call]})
+    called = gateway.http.post("/v1/messages/count_tokens", json=body)
+    assert 200 <= called.json()["input_tokens"] < 250
     wrong = gateway.http.post("/v1/messages/count_tokens", json={**body, "messages": 1})
     assert (wrong.status_code, wrong.json()["type"]) == (400, "error")
 
