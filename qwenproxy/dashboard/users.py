@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin, UserAdmin
+from django.contrib.auth.forms import AdminUserCreationForm
 from django.contrib.auth.models import Group, User
 from django.db.models import Field, ManyToManyField, QuerySet
 from django.forms import CheckboxSelectMultiple, Media
@@ -18,8 +19,9 @@ from qwenproxy.access.admin_keys import MEDIA
 # Generic for the type checker alone.
 if TYPE_CHECKING:
     UserModelAdmin = UserAdmin[User]
+    UserCreationForm = AdminUserCreationForm[User]
 else:
-    UserModelAdmin = UserAdmin
+    UserModelAdmin, UserCreationForm = UserAdmin, AdminUserCreationForm
 
 _ROLES = (
     "Viewer sees lists, counters and statistics, and nothing of what was said. Auditor also reads "
@@ -29,7 +31,15 @@ _ROLES = (
 _ACTIVE = ("is_active", "is_staff", "is_superuser", "groups")
 
 
+class StaffCreationForm(UserCreationForm):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Django's script of the page does it as well; browsers complain of two.
+        del self.fields["username"].widget.attrs["autofocus"]
+
+
 class StaffAdmin(UserModelAdmin):
+    add_form = StaffCreationForm
     list_display = ("username", "email", "role", "is_active", "last_sign_in")
     list_filter = ("is_active", "is_superuser", "groups")
     list_select_related = False
