@@ -31,7 +31,7 @@ from requests_app.conversation import load_conversation
 from requests_app.deletion import delete_session_rows
 from requests_app.request_filters import DEFAULT_SPAN, model_filter
 from sessions_app.admin import KeysetChangeList, RecordAdmin, begins_with
-from sessions_app.chips import NOTHING, Filter, key_filter
+from sessions_app.chips import NOTHING, Chips, Filter, key_filter
 from sessions_app.models import Session
 from sessions_app.paging import Sort
 
@@ -83,6 +83,11 @@ class SessionAdmin(PageAdmin):
             _flag("errors", "Errors", "with errors", session_facts.failed()),
             _flag("branches", "Branches", "with branches", session_facts.branched()),
         ]
+
+    def links(self, request: HttpRequest, chips: Chips) -> Sequence[tuple[str, str]]:
+        if not staff.may_read(request):
+            return ()
+        return [("Export JSONL", reverse("admin:export_sessions") + chips.url())]
 
     def sort(self, request: HttpRequest) -> Sort:
         return Sort("last_accessed", has_text_id=True)
