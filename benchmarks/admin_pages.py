@@ -11,6 +11,7 @@ Copies share the messages of what they are copies of.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gzip
 import os
 import re
@@ -248,15 +249,14 @@ def _export(client: Any, url: str) -> str:
     answer = client.get(url)
     if answer.status_code != 200:
         return f"{answer.status_code}"
-    lines = sum(chunk.count(b"\n") for chunk in _chunks(answer))
+    lines = asyncio.run(_lines(answer))
     took = time.perf_counter() - started
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     return f"{lines:,} lines, {lines / took:,.0f} per second, the process grew by {grown:.0f} MB"
 
 
-def _chunks(answer: Any) -> Iterator[bytes]:
-    content = answer.streaming_content if answer.streaming else [answer.content]
-    yield from content
+async def _lines(answer: Any) -> int:
+    return sum([chunk.count(b"\n") async for chunk in answer.streaming_content])
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ PAGES = (
     Page("failed request", "/admin/requests_app/request/{failed}/change/"),
     Page("hostile request", "/admin/requests_app/request/{hostile_request}/change/"),
     Page("hostile failed request", "/admin/requests_app/request/{hostile_failed}/change/"),
+    Page("errors", "/admin/errors/?range=7d"),
     Page("live tail", "/admin/live/"),
     Page("playground", "/admin/playground/"),
     Page("filled playground", "/admin/playground/?request={request}"),

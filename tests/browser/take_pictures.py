@@ -48,15 +48,8 @@ def pictures(gateway: Gateway) -> list[Picture]:
     return [
         Picture("overview", "/admin/", (1280, 900)),
         Picture("transcript", transcript, (1280, 900), "dark"),
-        Picture("sessions", "/admin/sessions_app/session/?span=7d"),
-        Picture("requests", "/admin/requests_app/request/?span=7d", (1440, 800)),
-        Picture("request", f"/admin/requests_app/request/{request}/change/"),
-        Picture("errors", "/admin/errors/?range=7d"),
         Picture("playground", "/admin/playground/", then=_ask),
         Picture("accounts", "/admin/access/upstreamaccount/", (1440, 640)),
-        Picture("keys", "/admin/access/apikey/"),
-        Picture("health", "/admin/health/"),
-        Picture("migrations", "/admin/migrations/"),
         Picture("telephone", "/admin/", (390, 844)),
         Picture("telephone-transcript", transcript, (390, 844), "dark"),
     ]
@@ -68,7 +61,7 @@ def main() -> None:
     DIRECTORY.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as directory, served(Path(directory) / "data") as gateway:
         gateway.run("manage.py", "migrate", "-v0")
-        gateway.run("manage.py", "seeddemo", "--requests", "6000", "--days", "14")
+        gateway.run("manage.py", "seeddemo", "--requests", "10000", "--days", "4")
         gateway.start()
         cookies = gateway.sign_in()
         with sync_playwright() as playwright:
