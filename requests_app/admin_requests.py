@@ -66,7 +66,7 @@ class RequestAdmin(PageAdmin):
     list_select_related = ("api_key", "response", "session")
     search_fields = ("request_id",)
     id_prefixes = ("req_", "chatcmpl-", "cmpl-", "msg_")
-    search_help_text = "A request's or response's id, or its beginning"
+    search_help_text = "Id of a request or response"
     default_span = DEFAULT_SPAN
 
     actions = ("export_jsonl", "export_csv")
@@ -105,7 +105,14 @@ class RequestAdmin(PageAdmin):
 
     @admin.display(description="time")
     def time(self, request_row: Request) -> SafeString:
-        return display.local(request_row.created_at)
+        at = request_row.created_at
+        # Without the year: eleven columns have to fit.
+        return format_html(
+            '<time datetime="{}" title="{}">{}</time>',
+            at.isoformat(timespec="milliseconds"),
+            display.local_text(at),
+            display.local_text(at, "%m-%d %H:%M:%S"),
+        )
 
     @admin.display(description="request")
     def short_id(self, request_row: Request) -> SafeString:
@@ -116,7 +123,7 @@ class RequestAdmin(PageAdmin):
     @admin.display(description="session")
     def session_title(self, request_row: Request) -> SafeString:
         title = _one_line(request_row.session.title)
-        return _session_link(request_row, Truncator(title).chars(32) or request_row.session_id[:8])
+        return _session_link(request_row, Truncator(title).chars(26) or request_row.session_id[:8])
 
     @admin.display(description="session")
     def session_id_link(self, request_row: Request) -> SafeString:
@@ -125,7 +132,7 @@ class RequestAdmin(PageAdmin):
     @admin.display(description="model")
     def model_name(self, request_row: Request) -> SafeString:
         name = _one_line(request_row.model)
-        return format_html('<bdi title="{}">{}</bdi>', name, Truncator(name).chars(28))
+        return format_html('<bdi title="{}">{}</bdi>', name, Truncator(name).chars(24))
 
     @admin.display(description="status")
     def status(self, request_row: Request) -> SafeString:

@@ -3,7 +3,7 @@
 "use strict";
 
 const LONG = 400;
-const OPEN_LEVELS = 3;
+const OPEN_LEVELS = 4;
 
 // A number that JavaScript cannot hold is shown with the digits it was written with.
 class Digits {
