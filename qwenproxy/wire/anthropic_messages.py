@@ -19,6 +19,8 @@ _STOP_REASONS = {
     "tool_calls": "tool_use",
     "content_filter": "refusal",
 }
+# Each look at a call reads all of it; what waits longer is let out at the answer's end.
+_MAX_LOOKS = 20
 _PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 
 
@@ -49,6 +51,7 @@ class MessageEncoder:
         # The index of the open call, and its arguments so far.
         self._call = -1
         self._arguments: list[str] = []
+        self._looks = 0
         self._closed_calls: set[int] = set()
         self._waiting: list[Event] = []
 
@@ -92,7 +95,8 @@ class MessageEncoder:
             return
         if isinstance(event, ToolCallDelta) and event.index == self._call:
             self._add_arguments(event.arguments, out)
-            if self._waiting and self._is_call_whole():
+            is_end = event.arguments.rstrip().endswith("}")
+            if self._waiting and is_end and self._is_call_whole():
                 waiting, self._waiting = self._waiting, []
                 for later in waiting:
                     self._feed(later, out)
@@ -132,6 +136,9 @@ class MessageEncoder:
             self._delta({"type": "input_json_delta", "partial_json": arguments}, out)
 
     def _is_call_whole(self) -> bool:
+        self._looks += 1
+        if self._looks > _MAX_LOOKS:
+            return False
         try:
             json.loads_text("".join(self._arguments))
         except json.JSONError:
@@ -155,7 +162,7 @@ class MessageEncoder:
             self._delta({"type": "signature_delta", "signature": SIGNATURE}, out)
         if self._call >= 0:
             self._closed_calls.add(self._call)
-            self._call, self._arguments = -1, []
+            self._call, self._arguments, self._looks = -1, [], 0
         self._open = ""
         out.append(_event("content_block_stop", {"index": self._index}))
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenproxy.wire import anthropic_bodies, history
+from qwenproxy.wire import anthropic_bodies, anthropic_messages, history
 from qwenproxy.wire.anthropic_bodies import SIGNATURE, FieldError, to_body, to_chat, user_of
 from qwenproxy.wire.anthropic_messages import MessageEncoder, whole_message
 from qwenproxy.wire.events import (
@@ -439,6 +439,21 @@ class TestStreams:
             "text", "text_delta", "content_block_stop",
             "message_delta", "message_stop",
         ]  # fmt: skip
+
+    def test_mixed_pieces_cost_no_more_the_longer_the_call_is(self, monkeypatch):
+        looks = []
+        loads = anthropic_messages.json.loads_text
+        monkeypatch.setattr(
+            anthropic_messages.json, "loads_text", lambda t: looks.append(t) or loads(t)
+        )
+        coder = encoder()
+        coder.encode([ToolCallDelta(0, "t1", "a", '{"x":"'), ToolCallDelta(1, "t2", "b", "{}")])
+        coder.encode([ToolCallDelta(0, arguments="}")] * 5000)
+        assert len(looks) <= 20
+        found = kinds(
+            read(coder.encode([ToolCallDelta(0, arguments='"}')]) + coder.finish("", None))
+        )
+        assert found.count("tool_use") == 1
 
     def test_a_call_that_broke_off_lets_the_rest_out_at_the_end(self):
         coder = encoder()
