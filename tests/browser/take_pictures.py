@@ -21,7 +21,6 @@ _NEWEST_OF_AGENTS = (
     " WHERE k.name = 'Demo: coding agents' AND s.request_count BETWEEN 5 AND 12"
     " ORDER BY s.last_accessed DESC LIMIT 1"
 )
-_SECOND_TRY = "SELECT id FROM requests_app_request WHERE attempts LIKE '%502%' ORDER BY created_at DESC LIMIT 1"
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,6 @@ def _ask(page: Any) -> None:
 
 def pictures(gateway: Gateway) -> list[Picture]:
     ((session,),) = gateway.sql(_NEWEST_OF_AGENTS)
-    ((request,),) = gateway.sql(_SECOND_TRY)
     transcript = f"/admin/sessions_app/session/{session}/change/"
     return [
         Picture("overview", "/admin/", (1280, 900)),
