@@ -125,7 +125,7 @@ class SessionAdmin(PageAdmin):
 
     @admin.display(description="last activity")
     def last_activity(self, session: Session) -> SafeString:
-        return display.local(session.last_accessed)
+        return display.ago(session.last_accessed)
 
     @admin.display(description="session")
     def beginning(self, session: Session) -> SafeString:
@@ -143,7 +143,7 @@ class SessionAdmin(PageAdmin):
     @admin.display(description="model")
     def last_model(self, session: Any) -> SafeString:
         name = " ".join(json.plain("".join(session.facts.models[:1])).split())
-        return format_html('<bdi title="{}">{}</bdi>', name, Truncator(name).chars(28))
+        return format_html('<bdi title="{}">{}</bdi>', name, Truncator(name).chars(22))
 
     @admin.display(description="requests")
     def requests(self, session: Any) -> SafeString:
