@@ -11,6 +11,7 @@ from django.urls import reverse
 from qwenproxy.access import staff
 from qwenproxy.access.models import ApiKey, UpstreamAccount
 from requests_app.models import Request
+from requests_app.rollups import rolled_to
 
 _DEMO = "demo"
 
@@ -25,8 +26,9 @@ class Step:
     action: str = ""
 
 
-def has_requests() -> bool:
-    return Request.objects.exists()
+def has_traffic() -> bool:
+    """Whether anything was ever asked: what was deleted since is still in the roll-ups."""
+    return Request.objects.exists() or rolled_to() is not None
 
 
 def read_steps(request: HttpRequest) -> list[Step]:

@@ -15,7 +15,7 @@ from django.urls import reverse
 
 from qwenproxy.access import staff
 from qwenproxy.access.models import UpstreamAccount
-from qwenproxy.dashboard.checklist import curl_line, has_requests, read_steps
+from qwenproxy.dashboard.checklist import curl_line, has_traffic, read_steps
 from qwenproxy.dashboard.overview import account_banners, read_overview
 from qwenproxy.proxy.discovery import Found, found
 
@@ -31,15 +31,21 @@ def front_context(request: HttpRequest) -> dict[str, Any]:
     """The context of the page, for a database whose migrations are all applied; blocks."""
     now = datetime.now(UTC)
     may = request.user.has_perm
+    accounts = (
+        list(UpstreamAccount.objects.defer("secrets", "state_reason"))
+        if may(staff.VIEW_ACCOUNTS)
+        else []
+    )
     context: dict[str, Any] = {
-        "banners": _banners(request, now),
+        "banners": _banners(request, accounts, now),
         "discovered": discovered_upstreams() if may("access.add_upstreamaccount") else [],
     }
-    if not has_requests():
+    overview = read_overview(request, now, accounts)
+    if overview.is_empty and not has_traffic():
         return {**context, "steps": read_steps(request), "curl": curl_line(request)}
     return {
         **context,
-        "overview": read_overview(request, now),
+        "overview": overview,
         "columns": _COLUMNS,
         "database": connection.display_name,
         "may_see_requests": may(staff.VIEW_REQUESTS),
@@ -48,12 +54,12 @@ def front_context(request: HttpRequest) -> dict[str, Any]:
     }
 
 
-def _banners(request: HttpRequest, now: datetime) -> list[dict[str, str]]:
+def _banners(
+    request: HttpRequest, accounts: Sequence[UpstreamAccount], now: datetime
+) -> list[dict[str, str]]:
     health = reverse("admin:health") if request.user.has_perm(staff.VIEW_HEALTH) else ""
-    banners = []
-    if request.user.has_perm(staff.VIEW_ACCOUNTS):
-        url = reverse("admin:access_upstreamaccount_changelist")
-        banners += [_banner("warning", text, url) for text in account_banners(now)]
+    url = reverse("admin:access_upstreamaccount_changelist")
+    banners = [_banner("warning", text, url) for text in account_banners(accounts, now)]
     # A test's request comes without a server.
     gateway = getattr(request, "scope", {}).get("gateway")
     if gateway is not None and gateway.recorder.queued >= settings.RECORDER_QUEUE_TURNS // 2:

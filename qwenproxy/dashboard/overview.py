@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.conf import settings
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
 
@@ -23,10 +23,11 @@ from qwenproxy.access.models import UpstreamAccount
 from qwenproxy.dashboard.charts import Sparkline, shares, sparkline
 from requests_app.figures import RANGES, Counts, Latency, Point, Reader, names_of
 from requests_app.models import Response
-from requests_app.windows import Interval, Window
+from requests_app.windows import Interval, Window, slot_of
 from sessions_app.paging import milliseconds
 
 _INTERVALS: Mapping[str, Interval] = {"1h": "slot", "24h": "slot", "7d": "hour", "30d": "day"}
+_POINTS = {"slot": "quarter of an hour", "hour": "hour", "day": "day"}
 _LABELS = {"1h": "1 hour", "24h": "24 hours", "7d": "7 days", "30d": "30 days"}
 _DEFAULT = "24h"
 _ROWS = 8
@@ -80,6 +81,8 @@ class Overview:
     """What the page shows of one range; parts that the user may not see are empty."""
 
     range: str
+    # What one point of the charts stands for.
+    point: str
     ranges: list[tuple[str, str]]
     cards: list[Card] = field(default_factory=list)
     chart: dict[str, Any] = field(default_factory=dict)
@@ -91,27 +94,33 @@ class Overview:
     latest_errors: list[dict[str, Any]] = field(default_factory=list)
     slowest: list[dict[str, Any]] = field(default_factory=list)
     looked_at: int = _LOOKED_AT
+    # Nothing ended in this range.
+    is_empty: bool = True
     # Up to when statistics go, where they are behind.
     as_of: datetime | None = None
     took_ms: float = 0.0
 
 
-def read_overview(request: HttpRequest, now: datetime) -> Overview:
-    """Everything below the banners; blocks."""
+def read_overview(
+    request: HttpRequest, now: datetime, accounts: Sequence[UpstreamAccount]
+) -> Overview:
+    """Everything below the banners; `accounts` are those that this user may see. Blocks."""
     began = time.perf_counter()
     name = request.GET.get("range", _DEFAULT)
     if name not in RANGES:
         name = _DEFAULT
-    found = Overview(name, list(_LABELS.items()))
+    found = Overview(name, _POINTS[_INTERVALS[name]], list(_LABELS.items()))
     reader = Reader(now)
     window = Window.last(RANGES[name], now)
     _read_traffic(found, reader, window)
     may = request.user.has_perm
+    may_follow = may(staff.VIEW_REQUESTS)
     if may(staff.VIEW_KEYS):
         _read_keys(found, reader, window)
-    if may(staff.VIEW_ACCOUNTS):
-        _read_accounts(found, reader, window, now)
-    if may(staff.VIEW_REQUESTS):
+    if accounts:
+        _read_accounts(found, reader, window, accounts, may_follow=may_follow)
+    if may_follow:
+        found.chart["requests_url"] = reverse("admin:requests_app_request_changelist")
         _read_requests(found, now - RANGES[name])
     found.as_of = reader.as_of if reader.is_behind else None
     found.took_ms = (time.perf_counter() - began) * 1000
@@ -122,14 +131,14 @@ def _read_traffic(found: Overview, reader: Reader, window: Window) -> None:
     interval, zone = _INTERVALS[found.range], settings.REPORTING_ZONE
     points = reader.series(window, interval, zone)
     ttft = reader.latency_series(window, interval, zone, "ttft")
-    # Unfinished slots are compared with nothing.
-    over = window.finished(reader.now)
-    now, before = reader.totals(over), reader.totals(over.previous())
-    latency, latency_before = (
-        reader.latency(window, "ttft"),
-        reader.latency(over.previous(), "ttft"),
-    )
+    # Volumes of a point that is not over are compared with nothing; how fast answers were does not need it.
+    over = points[:-1] if points and points[-1].end > reader.now else points
+    compared = Window(window.start, slot_of(over[-1].end) if over else window.start)
+    now, before = _sum(over), reader.totals(compared.previous())
+    latency = reader.latency(window, "ttft")
+    latency_before = reader.latency(window.previous(), "ttft")
     total = _sum(points)
+    found.is_empty = not total.requests
     found.cards = [
         _requests_card(found, points, total, now, before),
         _errors_card(found, points, total, now, before),
@@ -248,7 +257,6 @@ def _chart(points: Sequence[Point], ttft: Sequence[Latency]) -> dict[str, Any]:
     """Columns for charts.js; times in milliseconds since 1970."""
     return {
         "zone": str(settings.REPORTING_ZONE),
-        "requests_url": reverse("admin:requests_app_request_changelist"),
         "start": [milliseconds(one.start) for one in points],
         "end": [milliseconds(one.end) for one in points],
         "is_complete": [one.is_complete for one in points],
@@ -334,9 +342,17 @@ def _bars(
     ]
 
 
-def _read_accounts(found: Overview, reader: Reader, window: Window, now: datetime) -> None:
+def _read_accounts(
+    found: Overview,
+    reader: Reader,
+    window: Window,
+    rows: Sequence[UpstreamAccount],
+    *,
+    may_follow: bool,
+) -> None:
     groups = reader.groups(window, "account")
-    for row in UpstreamAccount.objects.defer("secrets", "state_reason"):
+    now = reader.now
+    for row in rows:
         counts = groups.get(str(row.pk), Counts())
         state = row.state if row.enabled else PAUSED
         todo = way_out(row.kind, state, row.state_until)
@@ -347,26 +363,25 @@ def _read_accounts(found: Overview, reader: Reader, window: Window, now: datetim
                 "expires": display.relative(row.secrets_expire_at, now),
                 "todo": todo or expiry_warning(row.kind, row.secrets_expire_at, now),
                 "requests": display.number(counts.requests),
-                "requests_url": _list(found, account=str(row.pk)),
+                "requests_url": _list(found, account=str(row.pk)) if may_follow else "",
                 "errors": display.percent(counts.error_rate),
             }
         )
 
 
 def _read_requests(found: Overview, since: datetime) -> None:
-    found.latest_errors = sorted(
-        [row for status in ("failed", "interrupted") for row in _newest(status, since)],
-        key=lambda row: row["created_at"],
-        reverse=True,
-    )[:_NEWEST]
+    errors = Q(id__in=_newest("failed", since)) | Q(id__in=_newest("interrupted", since))
+    latest = Response.objects.filter(errors).order_by("-created_at", "-id")
+    found.latest_errors = list(latest.values(*_COLUMNS)[:_NEWEST])
     newest = _ended(since).order_by("-created_at", "-id").values("id")[:_LOOKED_AT]
     slowest = Response.objects.filter(id__in=newest, duration_ms__isnull=False)
     found.slowest = list(slowest.order_by("-duration_ms").values(*_COLUMNS)[:_NEWEST])
 
 
-def _newest(status: str, since: datetime) -> list[dict[str, Any]]:
+def _newest(status: str, since: datetime) -> Any:
+    """Ids, by the index of statuses; for one query with those of another status."""
     rows = _ended(since).filter(status=status).order_by("-created_at", "-id")
-    return list(rows.values(*_COLUMNS)[:_NEWEST])
+    return rows.values("id")[:_NEWEST]
 
 
 def _ended(since: datetime) -> QuerySet[Response]:
@@ -378,11 +393,12 @@ def _list(found: Overview, **filters: str) -> str:
     return f"{reverse('admin:requests_app_request_changelist')}?{query}"
 
 
-def account_banners(now: datetime) -> list[str]:
+def account_banners(rows: Sequence[UpstreamAccount], now: datetime) -> list[str]:
     """What is wrong with accounts, or soon will be, and what to do."""
     banners = []
-    rows = UpstreamAccount.objects.filter(enabled=True).defer("secrets", "state_reason")
     for row in rows:
+        if not row.enabled:
+            continue
         if row.state in ("challenged", "expired"):
             todo = way_out(row.kind, row.state, row.state_until)
             banners.append(f"Account {row.name} is {row.state}: {todo}.")

@@ -114,6 +114,8 @@ function drawRequests(element) {
 }
 
 function openOnClick(plot) {
+  // Not everyone may see them.
+  if (!data.requests_url) return;
   let downAt = null;
   plot.over.addEventListener("mousedown", (event) => { downAt = event.clientX; });
   plot.over.addEventListener("click", (event) => {
