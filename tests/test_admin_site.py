@@ -76,7 +76,8 @@ def test_migrations_of_a_newer_version(admin_client):
 @pytest.mark.parametrize("url", ["/admin/", "/admin/migrations/"])
 def test_they_touch_no_table_of_ours_while_migrations_wait(admin_client, url, monkeypatch):
     monkeypatch.setattr(
-        "qwenproxy.dashboard.front.found", lambda: [Found("vLLM", "http://127.0.0.1:8000/v1", ["qwen"])]
+        "qwenproxy.dashboard.front.found",
+        lambda: [Found("vLLM", "http://127.0.0.1:8000/v1", ["qwen"])],
     )
     MigrationRecorder(connection).record_unapplied("access", "0001_initial")
 

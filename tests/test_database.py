@@ -8,6 +8,7 @@ import threading
 
 import pytest
 from django.contrib.auth.models import Group
+from django.contrib.contenttypes.models import ContentType
 from django.db import IntegrityError, InterfaceError, OperationalError, connection
 
 from qwenproxy import database
@@ -83,7 +84,7 @@ def test_after_a_late_statement_the_pool_works(monkeypatch):
     with pytest.raises(OperationalError):
         asyncio.run(run_in_db(count_slowly))
     monkeypatch.undo()
-    assert asyncio.run(run_in_db(Group.objects.count)) == 0
+    assert asyncio.run(run_in_db(ContentType.objects.count)) > 0
 
 
 @pytest.mark.parametrize("error", [OperationalError("gone"), InterfaceError("closed")])
@@ -173,9 +174,9 @@ def test_a_cancelled_caller_leaves_the_pool_usable():
         with pytest.raises(asyncio.CancelledError):
             await call
         leave.set()
-        return await run_in_db(Group.objects.count)
+        return await run_in_db(ContentType.objects.count)
 
-    assert asyncio.run(cancel()) == 0
+    assert asyncio.run(cancel()) > 0
 
 
 @pytest.mark.parametrize(

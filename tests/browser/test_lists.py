@@ -27,6 +27,7 @@ def query(page) -> dict[str, list[str]]:
 def choose(page, chip: str, choice: str) -> None:
     page.locator(".chip summary", has_text=chip).first.click()
     page.get_by_role("link", name=choice, exact=True).click()
+    page.wait_for_load_state()
 
 
 def test_filters_stay_from_page_to_page_and_no_row_is_lost_while_others_come(page, gateway, facts):

@@ -76,8 +76,9 @@ def test_a_place_that_is_not_there_is_told_in_a_line(project, command):
     ended = project.run(*command, DATABASE_URL=url)
     assert ended.returncode == 9
     assert ended.stderr == (
-        "Refused: The database cannot be opened: unable to open database file. "
-        "Nothing was changed.\n"
+        f"Refused: The database {project.directory}/nowhere/database.sqlite3 cannot be opened: "
+        "unable to open database file. Nothing was changed. "
+        "DATABASE_URL or QWENPROXY_DATA_DIR says where it is.\n"
     )
 
 

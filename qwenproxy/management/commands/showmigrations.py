@@ -50,7 +50,8 @@ class Command(SchemaCommand, showmigrations.Command):
 
     def handle(self, *args: Any, **options: Any) -> None:
         ours = ("status", "json", "deps", "history", "verify", "check")
-        if not any(options[name] not in (None, False) for name in ours):
+        # By identity: 0 events are asked for as well.
+        if all(options[name] is None or options[name] is False for name in ours):
             super().handle(*args, **options)
             return
         if options["history"] is not None and options["history"] < 1:
