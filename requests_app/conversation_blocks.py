@@ -15,9 +15,11 @@ from django.utils.text import Truncator
 
 from qwenproxy import display
 from qwenproxy.access.models import Recorded
-from qwenproxy.wire import json
+from qwenproxy.wire import attachments, json
 from qwenproxy.wire.history import text_of
 from qwenproxy.wire.json import JSONObject, JSONValue
+from requests_app.files import describe, described
+from requests_app.keeping import is_bare
 from requests_app.rollups import ERRORS
 from sessions_app.models import Message
 from sessions_app.transcript import message_body
@@ -191,7 +193,7 @@ class Reader:
         name = f"m{message.pk}"
         block = Block("user", message.role.capitalize(), name, fork=self._forks.get(message.pk))
         # The form in which `keeping.KeepMetadata` stores a message.
-        text = _NOT_RECORDED if body.keys() == {"role"} else text_of(body)
+        text = _NOT_RECORDED if is_bare(body) else text_of(body)
         if message.role in _TOOL_ROLES:
             fold = self._cutter.fold("Tool result", size(text), text, name, "tool")
             block.kind, block.folds = "tool", [fold]
@@ -230,16 +232,28 @@ class Reader:
 
     def _parts(self, body: JSONObject, name: str) -> list[Fold]:
         """What a message holds besides its text: images, files."""
+        kept = body.get(attachments.FILES)
+        if is_bare(body) and isinstance(kept, list):
+            return [
+                self._cutter.fold(
+                    "file", describe(facts), pretty(facts), f"{name}-p{number}", "part"
+                )
+                for number, facts in enumerate(kept)
+                if isinstance(facts, dict)
+            ]
         content = body.get("content")
+        if not isinstance(content, list):
+            return []
+        shown = described(body)["content"]
+        assert isinstance(shown, list)
         folds = []
-        for number, part in enumerate(content if isinstance(content, list) else ()):
+        for number, (part, words) in enumerate(zip(content, shown, strict=True)):
             kind = part.get("type") if isinstance(part, dict) else None
             if kind not in _TEXT_PARTS:
-                text = pretty(part)
+                text = pretty(words)
                 label = Truncator(json.plain(str(kind or "part"))).chars(40)
-                folds.append(
-                    self._cutter.fold(label, size(text), text, f"{name}-p{number}", "part")
-                )
+                length = "; ".join(map(describe, attachments.references(part))) or size(text)
+                folds.append(self._cutter.fold(label, length, text, f"{name}-p{number}", "part"))
         return folds
 
     def _calls(self, body: JSONObject, name: str, results: dict[int, JSONObject]) -> list[Fold]:
@@ -258,7 +272,7 @@ class Reader:
         texts = [("Arguments", self._cutter.text(written, f"{name}-a"))]
         result, length = _take(call.get("id"), results), ""
         if result is not None:
-            text = _NOT_RECORDED if result.keys() == {"role"} else _result_text(result)
+            text = _NOT_RECORDED if is_bare(result) else _result_text(result)
             texts.append(("Result", self._cutter.text(text, f"{name}-r")))
             length = size(text)
         label = Truncator(json.plain(str(function.get("name")))).chars(60)
@@ -305,7 +319,7 @@ def _result_text(body: JSONObject) -> str:
     if isinstance(content, list) and any(
         not isinstance(part, dict) or part.get("type") not in _TEXT_PARTS for part in content
     ):
-        return pretty(content)
+        return pretty(described(body)["content"])
     return text
 
 

@@ -25,6 +25,8 @@ from django.http import Http404, HttpRequest, StreamingHttpResponse
 from qwenproxy.access import staff
 from qwenproxy.database import run_in_db
 from qwenproxy.wire import json
+from qwenproxy.wire.json import JSONObject
+from requests_app.files import restore
 from requests_app.models import Request
 from requests_app.records import load_requests
 from requests_app.request_filters import read_chips, sort_of, time_column
@@ -286,12 +288,14 @@ def _session_line(session_id: str) -> Iterator[Piece]:
     yield json.dumps(head)[:-1] + b',"messages":[', 0
     for start in range(0, len(pks), _CHUNK_BODIES):
         part = messages.filter(pk__in=pks[start : start + _CHUNK_BODIES])
-        lines = [json.dumps(_message(row)) for row in part]
+        rows = list(part)
+        bodies = restore([message_body(row) for row in rows], session.api_key_id)
+        lines = [json.dumps(_message(*pair)) for pair in zip(rows, bodies, strict=True)]
         yield (b"," if start else b"") + b",".join(lines), 0
     yield b"]}\n", 1
 
 
-def _message(row: Message) -> dict[str, Any]:
+def _message(row: Message, body: JSONObject) -> dict[str, Any]:
     # Below which message it stands: a session is a tree.
     place = {"id": row.pk, "parent_id": row.parent_id, "created_at": _cell(row.created_at)}
-    return {**place, "message": message_body(row)}
+    return {**place, "message": body}

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from django.conf import settings
 
 from qwenproxy.access.models import Recorded
-from qwenproxy.wire import history, json
+from qwenproxy.wire import attachments, history, json
+from qwenproxy.wire.attachments import Data, File
 from qwenproxy.wire.events import Event, Sent
 from qwenproxy.wire.history import Node
 from qwenproxy.wire.json import JSONObject, JSONValue
@@ -46,9 +47,10 @@ class Keep:
     def opening(self, opening: Opening) -> Opening:
         return opening
 
-    def content(self, node: Node) -> str:
-        """A message as it is stored."""
-        return node.content
+    def message(self, node: Node) -> tuple[str, Sequence[File]]:
+        """A message as it is stored, and the files that are stored apart from it."""
+        message, files = attachments.take_out(node.message)
+        return history.encode_content(message), files
 
     def blob(self, blob: BlobText) -> str:
         return blob.body
@@ -89,10 +91,17 @@ class KeepRedacted(Keep):
             headers=self._json(opening.headers),
         )
 
-    def content(self, node: Node) -> str:
-        return history.encode_content(self._redaction.object(node.message))
+    def message(self, node: Node) -> tuple[str, Sequence[File]]:
+        message, files = attachments.take_out(node.message)
+        if not files:
+            return history.encode_content(self._redaction.object(message)), ()
+        return history.encode_content(
+            attachments.change_texts(message, self._redaction.text)
+        ), files
 
     def blob(self, blob: BlobText) -> str:
+        if blob.kind == "file":
+            return self._file(blob.body)
         if len(blob.body) > self._MEMO_CHARS:
             return self._json(blob.body)
         body = self._bodies.pop(blob.digest, None)
@@ -130,6 +139,22 @@ class KeepRedacted(Keep):
     def _json(self, text: str) -> str:
         return json.dumps_text(self._redaction.value(json.loads_text(text))) if text else text
 
+    def _file(self, body: str) -> str:
+        """Texts inside files are looked at as well; what is no text could only be broken."""
+        text = str(json.loads_text(body))
+        try:
+            data = attachments.read_data(text)
+        except ValueError:
+            return self._json(body)
+        try:
+            written = data.content.decode()
+        except UnicodeDecodeError:
+            return body
+        redacted = self._redaction.text(written)
+        if redacted == written:
+            return body
+        return json.dumps_text(attachments.write_data(Data(data.media_type, redacted.encode())))
+
     def _identity(self, text: str | None) -> str | None:
         """Two users, or conversations, must stay two: what identifies them is replaced by a digest."""
         if text is None or self._redaction.text(text) == text:
@@ -155,8 +180,11 @@ class KeepMetadata(Keep):
             tools=None,
         )
 
-    def content(self, node: Node) -> str:
-        return history.encode_content({"role": node.role})
+    def message(self, node: Node) -> tuple[str, Sequence[File]]:
+        message: JSONObject = {"role": node.role}
+        if files := attachments.take_out(node.message)[1]:
+            message[attachments.FILES] = [file.facts for file in files]
+        return history.encode_content(message), ()
 
     def closing(self, closing: Closing) -> Closing:
         reply, sent = closing.reply, closing.sent
@@ -204,6 +232,11 @@ class KeepMetadata(Keep):
             if isinstance(attempt, dict)
         ]
         return json.dumps_text(kept)
+
+
+def is_bare(message: JSONObject) -> bool:
+    """Whether it is what is kept of a message without its content."""
+    return message.keys() <= {"role", attachments.FILES}
 
 
 def _bare(sent: Sent) -> Sent:

@@ -18,7 +18,8 @@ class Blob(models.Model):
     api_key = models.ForeignKey(ApiKey, on_delete=models.PROTECT, db_index=False)
     digest = models.BinaryField(max_length=32)
     kind = models.CharField(max_length=8, choices=KINDS)
-    # Compact JSON: the list of system messages, the list of tools.
+    # Compact JSON: the list of system messages, the list of tools, or of a file the text that stood in
+    # the message: a data URL or bare base64.
     body = models.TextField()
 
     class Meta:
@@ -28,6 +29,21 @@ class Blob(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.pk}"
+
+
+class MessageFile(models.Model):
+    """That a message holds a file: its `content` has a reference in the file's place."""
+
+    message = models.ForeignKey(Message, on_delete=models.CASCADE, db_index=False)
+    blob = models.ForeignKey(Blob, on_delete=models.PROTECT)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["message", "blob"], name="message_file_unique"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.blob_id} in {self.message_id}"
 
 
 class Worker(models.Model):

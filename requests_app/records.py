@@ -22,6 +22,7 @@ from qwenproxy.wire import (
 from qwenproxy.wire.events import UsageReport
 from qwenproxy.wire.history import decode_content, text_of
 from qwenproxy.wire.json import JSONObject, JSONValue
+from requests_app.files import restore
 from requests_app.models import Request, Response
 from requests_app.upstream_text import fill_text
 from sessions_app.paging import milliseconds
@@ -164,7 +165,7 @@ def response_object(row: Mapping[str, Any]) -> JSONObject:
 
 
 def load_request(request_pk: int) -> JSONObject:
-    """Load a request with the bodies of both sides and its response; three queries.
+    """Load a request with the bodies of both sides and its response; three queries, four with files.
 
     Raises:
         Request.DoesNotExist: it was deleted meanwhile.
@@ -177,7 +178,7 @@ def load_request(request_pk: int) -> JSONObject:
 def load_requests(request_pks: Sequence[int]) -> Iterator[JSONObject]:
     """As `load_request`, for several, in their order and without those that were deleted meanwhile.
 
-    Two queries, and one for each that is taken from the iterator.
+    Two queries, and one or two for each that is taken from the iterator.
     """
     rows = Request.objects.filter(pk__in=request_pks)
     responses = Response.objects.filter(request__in=request_pks)
@@ -191,7 +192,8 @@ def load_requests(request_pks: Sequence[int]) -> Iterator[JSONObject]:
 
 
 def _whole_request(row: Mapping[str, Any], response_row: Mapping[str, Any] | None) -> JSONObject:
-    line = [message_body(message) for message in load_line(row["prompt_id"])]
+    stored = [message_body(message) for message in load_line(row["prompt_id"])]
+    line = restore(stored, row["api_key_id"])
     # A list of messages, written by the recorder.
     system: Any = json.loads_text(row["system__body"] or "[]")
     messages: list[JSONObject] = [*system, *line]

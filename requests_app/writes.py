@@ -11,7 +11,7 @@ PostgreSQL; sorted, none.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -25,7 +25,7 @@ from qwenproxy.wire.events import Event, Sent, pack
 from qwenproxy.wire.history import Node
 from requests_app.keeping import KEEP, Keep
 from requests_app.limits import Standing
-from requests_app.models import Blob, Partial, Request, Response
+from requests_app.models import Blob, MessageFile, Partial, Request, Response
 from sessions_app.models import Message, Session, UpstreamChat
 from sessions_app.resolver import Match, Resolution, explicit_session_id, resolve
 
@@ -213,6 +213,14 @@ INSERT INTO {_table(Blob)} ({_columns(Blob, _BLOB_FIELDS)})
 VALUES ({", ".join([_MARK] * len(_BLOB_FIELDS))}) ON CONFLICT (api_key_id, digest) DO NOTHING
 """
 
+# A conflict is written over, so that the count of rows tells whether message and blob are there.
+_FILE_INSERT = f"""
+INSERT INTO {_table(MessageFile)} ({_columns(MessageFile, ("message", "blob"))})
+SELECT m.id, b.id FROM {_table(Message)} m, {_table(Blob)} b
+WHERE m.session_id = %s AND m.digest = %s AND b.api_key_id = %s AND b.digest = %s
+ON CONFLICT (message_id, blob_id) DO UPDATE SET blob_id = excluded.blob_id
+"""
+
 _REQUEST_FIELDS = (
     "request_id", "session", "api_key", "parameters", "dialect", "method", "path", "model",
     "stream", "user_agent", "match", "upstream", "attempts", "upstream_request", "created_at",
@@ -295,8 +303,9 @@ def open_turns(tx: Transaction, turns: Sequence[Opening], *, worker_id: str) -> 
     order = sorted(range(len(turns)), key=lambda i: opened[i].session_id)
     pairs = [(turns[i], opened[i]) for i in order]
     tx.executemany(_SESSION_UPSERT, [_session_row(tx, turn, o) for turn, o in pairs])
-    _insert_blobs(tx, turns)
-    _insert_lines(tx, pairs)
+    new = _new_messages(tx, pairs)
+    _insert_blobs(tx, turns, new.blobs)
+    _insert_lines(tx, new)
     count = tx.executemany(_REQUEST_INSERT, [_request_row(tx, turn, o) for turn, o in pairs])
     if count != len(turns):
         raise Vanished
@@ -351,13 +360,50 @@ def _session_row(tx: Transaction, turn: Opening, opened: Opened) -> Sequence[Any
     )  # fmt: skip
 
 
-def _insert_blobs(tx: Transaction, turns: Sequence[Opening]) -> None:
+@dataclass(slots=True)
+class _NewMessages:
+    """What lines have that is not stored: rows of messages, and of their files."""
+
+    first: list[Sequence[Any]] = field(default_factory=list)
+    below: list[Sequence[Any]] = field(default_factory=list)
+    blobs: dict[tuple[int, bytes], tuple[Opening, BlobText]] = field(default_factory=dict)
+    links: set[tuple[str, bytes, int, bytes]] = field(default_factory=set)
+
+
+def _new_messages(tx: Transaction, pairs: Sequence[tuple[Opening, Opened]]) -> _NewMessages:
+    new = _NewMessages()
+    for turn, opened in pairs:
+        now = tx.time(turn.created_at)
+        for position in range(opened.resolution.stored, len(turn.line)):
+            node = turn.line[position]
+            content, files = turn.keep.message(node)
+            row = (
+                opened.session_id, node.digest, node.role, content, turn.dialect, position, False,
+                now,
+            )  # fmt: skip
+            if position == 0:
+                new.first.append(row)
+            else:
+                new.below.append((*row, opened.session_id, turn.line[position - 1].digest))
+            for file in files:
+                blob = BlobText(file.digest, "file", file.body)
+                new.blobs[turn.api_key_id, file.digest] = (turn, blob)
+                new.links.add((opened.session_id, node.digest, turn.api_key_id, file.digest))
+    return new
+
+
+def _insert_blobs(
+    tx: Transaction,
+    turns: Sequence[Opening],
+    files: Mapping[tuple[int, bytes], tuple[Opening, BlobText]],
+) -> None:
     blobs = {
         (turn.api_key_id, blob.digest): (turn, blob)
         for turn in turns
         for blob in (turn.system, turn.tools)
         if blob is not None
     }
+    blobs |= files
     if blobs:
         rows = [
             (key_id, b.digest, b.kind, turn.keep.blob(b))
@@ -366,26 +412,18 @@ def _insert_blobs(tx: Transaction, turns: Sequence[Opening]) -> None:
         tx.executemany(_BLOB_INSERT, rows)
 
 
-def _insert_lines(tx: Transaction, pairs: Sequence[tuple[Opening, Opened]]) -> None:
-    """Insert what each line has new, all first messages, then the rest from its parents down."""
-    first, below = [], []
-    for turn, opened in pairs:
-        now = tx.time(turn.created_at)
-        for position in range(opened.resolution.stored, len(turn.line)):
-            node = turn.line[position]
-            row = (
-                opened.session_id, node.digest, node.role, turn.keep.content(node), turn.dialect,
-                position, False, now,
-            )  # fmt: skip
-            if position == 0:
-                first.append(row)
-            else:
-                below.append((*row, opened.session_id, turn.line[position - 1].digest))
-    if first:
-        tx.executemany(_MESSAGE_FIRST, first)
-    if below:
-        below.sort(key=lambda row: (row[0], row[5]))
-        tx.executemany(_MESSAGE_BELOW, below)
+def _insert_lines(tx: Transaction, new: _NewMessages) -> None:
+    """Insert what is new, all first messages, then the rest from its parents down, then their files.
+
+    Raises:
+        Vanished: a file was deleted meanwhile, or the message above.
+    """
+    if new.first:
+        tx.executemany(_MESSAGE_FIRST, new.first)
+    if new.below:
+        tx.executemany(_MESSAGE_BELOW, sorted(new.below, key=lambda row: (row[0], row[5])))
+    if new.links and tx.executemany(_FILE_INSERT, sorted(new.links)) != len(new.links):
+        raise Vanished
 
 
 def _request_row(tx: Transaction, turn: Opening, opened: Opened) -> Sequence[Any]:

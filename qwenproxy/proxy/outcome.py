@@ -5,13 +5,16 @@ from __future__ import annotations
 from qwenproxy.access.models import Limits
 from qwenproxy.errors import UpstreamError
 from qwenproxy.proxy.schemas import Body
-from qwenproxy.wire import history, json
+from qwenproxy.wire import attachments, history, json
 from qwenproxy.wire.events import Accumulator, Started, UsageReport
 from qwenproxy.wire.json import JSONObject
 from requests_app.limits import counts_tokens
 
 # OpenAI's own estimate for English; Chinese text comes out close to it by bytes as well.
 _BYTES_PER_TOKEN = 4
+# An image of about 900 × 900 pixels for Qwen's vision models (a token for 28 × 28); how large one is stands
+# inside it, and nothing is decoded for an estimate.
+TOKENS_PER_FILE = 1000
 
 
 def upstream_response(answer: Accumulator, error: UpstreamError | None = None) -> str:
@@ -34,13 +37,14 @@ def upstream_response(answer: Accumulator, error: UpstreamError | None = None) -
 
 
 def estimated_usage(body: Body, answer: Accumulator) -> UsageReport:
-    """Counts from the length of the text, for upstreams that report none."""
+    """Counts from the length of the text, for upstreams that report none; a number for each file."""
     prompt = sum(_bytes_of(history.text_of(message)) for message in body.messages)
     # An agent's history is calls as much as text.
     prompt += sum(
         len(json.dumps(calls)) for message in body.messages if (calls := message.get("tool_calls"))
     )
     prompt += len(json.dumps(body.tools)) if body.tools else 0
+    prompt += _BYTES_PER_TOKEN * TOKENS_PER_FILE * sum(map(_files_in, body.messages))
     written = _bytes_of(answer.text) + _bytes_of(answer.reasoning)
     written += sum(_bytes_of(call.arguments) for call in answer.tool_calls.values())
     prompt_tokens, completion_tokens = (
@@ -59,6 +63,13 @@ def reserved_tokens(body: Body, limits: Limits | None, answer_tokens: int) -> in
     bound = body.parameters.get("max_completion_tokens") or body.parameters.get("max_tokens")
     answer = bound if isinstance(bound, int) else answer_tokens
     return estimated_usage(body, Accumulator()).prompt_tokens + answer
+
+
+def _files_in(message: JSONObject) -> int:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return 0
+    return sum(not attachments.is_text(part) for part in content)
 
 
 def _bytes_of(text: str) -> int:
