@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,6 +14,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+
+from tests.schema.preloaded import STARTUP, Command, Preloaded
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,10 +34,11 @@ migrations.CreateModel("Item{number}", [
 class Project:
     """A directory with settings, an app `shop` without models, and its database."""
 
-    def __init__(self, directory: Path, url: str = "") -> None:
+    def __init__(self, directory: Path, preloaded: Preloaded, url: str = "") -> None:
         self.directory = directory
         self.database = directory / "data" / "qwenproxy.sqlite3"
-        self._processes: list[subprocess.Popen[str]] = []
+        self._preloaded = preloaded
+        self._processes: list[Command] = []
         (directory / "shop" / "migrations").mkdir(parents=True)
         for package in ("shop", "shop/migrations"):
             (directory / package / "__init__.py").touch()
@@ -74,15 +76,9 @@ class Project:
     def migrations(self) -> Path:
         return self.directory / "shop" / "migrations"
 
-    def start(self, *command: str, **environ: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "django", *command],
-            cwd=self.directory,
-            env=self.environ | environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def start(self, *command: str, **environ: str) -> Command:
+        assert not set(environ) & set(STARTUP)
+        process = self._preloaded.start(command, self.directory, self.environ | environ)
         self._processes.append(process)
         return process
 
@@ -124,20 +120,27 @@ class Project:
         )
 
 
+@pytest.fixture(scope="session")
+def preloaded() -> Iterator[Preloaded]:
+    preloaded = Preloaded()
+    yield preloaded
+    preloaded.end()
+
+
 @pytest.fixture
-def project(tmp_path) -> Iterator[Project]:
+def project(tmp_path, preloaded) -> Iterator[Project]:
     """On SQLite, without a database file yet."""
-    project = Project(tmp_path)
+    project = Project(tmp_path, preloaded)
     yield project
     project.end()
 
 
 @pytest.fixture
-def any_project(tmp_path) -> Iterator[Project]:
+def any_project(tmp_path, preloaded) -> Iterator[Project]:
     """On the engine that the tests run on."""
     url = os.environ.get("QWENPROXY_TEST_DATABASE_URL", "")
     if not url:
-        project = Project(tmp_path)
+        project = Project(tmp_path, preloaded)
         yield project
         project.end()
         return
@@ -147,7 +150,7 @@ def any_project(tmp_path) -> Iterator[Project]:
     name = f"project_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
-        project = Project(tmp_path, urlsplit(url)._replace(path=f"/{name}").geturl())
+        project = Project(tmp_path, preloaded, urlsplit(url)._replace(path=f"/{name}").geturl())
         yield project
         project.end()
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
@@ -162,9 +165,9 @@ def postgresql_project(any_project) -> Project:
 
 
 @pytest.fixture(scope="session")
-def migrated_file(tmp_path_factory) -> Path:
+def migrated_file(tmp_path_factory, preloaded) -> Path:
     """A database file at the state of the code, made once."""
-    project = Project(tmp_path_factory.mktemp("migrated"))
+    project = Project(tmp_path_factory.mktemp("migrated"), preloaded)
     assert project.run("migrate", "-v0").returncode == 0
     assert not Path(f"{project.database}-wal").exists()
     return project.database
