@@ -30,14 +30,20 @@ class TextTools:
         try:
             self._specs = parse_tools(call.tools)
             choice = _tool_choice(call.parameters.get("tool_choice"))
-            is_parallel = call.parameters.get("parallel_tool_calls") is not False
+            self._is_parallel = call.parameters.get("parallel_tool_calls") is not False
             form = profile_for(call.model).tool_form
-            described = tool_prompt(self._specs, form=form, parallel=is_parallel)
-            chosen = tool_prompt(self._specs, form=form, choice=choice, parallel=is_parallel)
+            described = tool_prompt(self._specs, form=form, parallel=self._is_parallel)
+            chosen = tool_prompt(self._specs, form=form, choice=choice, parallel=self._is_parallel)
         except ValueError as exc:
             param = "tool_choice" if "tool_choice" in str(exc) else "tools"
             raise InvalidRequest(str(exc), param=param) from exc
-        self._may_call = bool(self._specs) and choice != "none"
+        # A call must come: of any tool, or of the one that is named.
+        self.is_forced = bool(self._specs) and choice not in ("auto", "none")
+        self._callable = [
+            spec
+            for spec in self._specs
+            if choice in ("auto", "required") or spec.name == choice != "none"
+        ]
         # For a chat that knows the tools already.
         self.choice_text = chosen.removeprefix(described).strip()
         if self._specs and choice == "none":
@@ -46,7 +52,7 @@ class TextTools:
         self.text = "\n".join(text for text in (described, self.choice_text) if text)
 
     def new_reader(self) -> CallReader:
-        return CallReader(self._specs if self._may_call else [])
+        return CallReader(self._callable, single=not self._is_parallel)
 
     @staticmethod
     def new_call_id() -> str:
@@ -56,10 +62,11 @@ class TextTools:
 class CallReader:
     """Reads one answer's calls; without tools events pass as they are."""
 
-    def __init__(self, tools: Sequence[ToolSpec]) -> None:
+    def __init__(self, tools: Sequence[ToolSpec], *, single: bool = False) -> None:
         # The upstream put a sentence of its own in place of a call; `Finished` is then left out.
         self.intercepted = False
-        self._parser = ToolCallParser(tools, new_id=TextTools.new_call_id) if tools else None
+        new_id = TextTools.new_call_id
+        self._parser = ToolCallParser(tools, new_id=new_id, single=single) if tools else None
         self._is_flushed = False
 
     def read(self, events: list[Event], *, is_last: bool) -> list[Event]:
@@ -93,10 +100,10 @@ class CallReader:
 
 
 def _finish_reason(parser: ToolCallParser, reason: str) -> str:
-    if parser.has_calls:
-        return "tool_calls"
     # A call that was begun and not ended: the model ran into its limit.
-    return "length" if parser.truncated else reason
+    if parser.is_half or (parser.truncated and not parser.has_calls):
+        return "length"
+    return "tool_calls" if parser.has_calls else reason
 
 
 def _tool_choice(choice: JSONValue) -> str:

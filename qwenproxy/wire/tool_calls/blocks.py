@@ -1,24 +1,21 @@
-"""One call block in the course of being read: where it ends, and which calls it holds.
+"""One block of JSON calls in the course of being read: where it ends, and which calls it holds.
 
-A block takes text and markers as they arrive and says when it is over; what it reads is decoded once,
-at its end, so a call is delivered whole or not at all. Each piece is looked at once, whatever its
-size, and nothing is joined before the end: the cost is linear. Incremental arguments would be read
-where the pieces are kept (`HermesBlock.feed`, `CoderBlock.feed`); the states are already those.
+A block takes text and markers as they arrive and says when it is over. What is certain of its first
+call's arguments is handed on meanwhile (`take_arguments`), all but their last bracket; the block is
+decoded once, at its end, and `rest` ends what was handed on. Each piece is looked at once, whatever its
+size: the cost is linear.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from qwenproxy.wire import json_repair
+from qwenproxy.wire import json, json_repair
 from qwenproxy.wire.json import JSONError, JSONObject, JSONValue
-from qwenproxy.wire.tool_calls.specs import (
-    ToolIndex,
-    has_parameter,
-    type_json_argument,
-    type_text_argument,
-)
+from qwenproxy.wire.tool_calls.argument_stream import ArgumentStream
+from qwenproxy.wire.tool_calls.schema import Schema, type_value
+from qwenproxy.wire.tool_calls.specs import ToolIndex
 
 # The name as the model wrote it, and the arguments.
 Call: TypeAlias = tuple[str, JSONObject]
@@ -38,6 +35,11 @@ _OUTSIDE_STOP = re.compile(r'["{}\[\]]|[^\s,:0-9+\-.eEtrufalsnTFNo]')
 _TRAILER = re.compile(r"[\s`}\]]*")
 _NAME = re.compile(r'"name"\s*:\s*"([^"\\]{1,128})"')
 _NAME_REACH = 1000
+# The common beginning of a block; arguments of others are read at the block's end.
+_HEAD = re.compile(
+    r'\s*\{\s*"name"\s*:\s*"([^"\\]{1,128})"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
+)
+_HEAD_REACH = 400
 
 
 class HermesBlock:
@@ -56,13 +58,64 @@ class HermesBlock:
         self._after_quote = False
         # Not JSON any more: only the closing tag ends the block now.
         self._damaged = False
+        # The block's beginning, until it is known whether its arguments can be followed.
+        self._head: str | None = ""
+        self._stream: ArgumentStream | None = None
+        self._certain: list[str] = []
 
     def feed(self, text: str) -> int:
         """Take text; returns how much of it belongs to the block, less than all once it is over."""
         taken = self._scan(text)
         self._parts.append(text[:taken])
+        self._follow(text[:taken])
         self.is_over = taken < len(text)
         return taken
+
+    def _follow(self, text: str) -> None:
+        if self._stream is not None:
+            self._certain.append(self._stream.feed(text))
+            return
+        if self._head is None:
+            return
+        head = self._head + text
+        found = _HEAD.match(head)
+        if found is None:
+            self._head = head if len(head) <= _HEAD_REACH else None
+            return
+        self._head = None
+        tool = self._tools.find(found[1])
+        if tool is not None:
+            self._stream = ArgumentStream(tool.schema)
+            self._certain.append(self._stream.feed(head[found.end() :]))
+
+    def take_arguments(self) -> str:
+        """What of the first call's arguments has become certain; empty for tools nobody has."""
+        certain, self._certain = "".join(self._certain), []
+        return certain
+
+    def rest(self, calls: list[Call] | None) -> str:
+        """End the arguments that were handed on; `calls` is what the block was decoded to.
+
+        Arguments that cannot be read come as they were written, and are no JSON.
+        """
+        stream = self._stream
+        assert stream is not None
+        if stream.is_closed:
+            return stream.rest
+        sent = stream.sent
+        written = encode(calls[0][1]) if calls else None
+        if written is not None and written.startswith(sent):
+            return written[len(sent) :]
+        try:
+            json.loads_text(sent + stream.unread)
+        except JSONError:
+            return stream.unread
+        return ""
+
+    @property
+    def has_whole_arguments(self) -> bool:
+        """Whether the arguments that were handed on have ended, whatever follows them."""
+        return self._stream is not None and self._stream.is_closed
 
     def take(self, marker: Marker) -> bool:
         """Take a marker; false where the block was over before it."""
@@ -169,8 +222,23 @@ class HermesBlock:
             if call is None:
                 return None
             tool = self._tools.find(call[0])
-            calls.append((call[0], {k: type_json_argument(tool, k, v) for k, v in call[1].items()}))
+            calls.append((call[0], call[1] if tool is None else _typed(tool.schema, call[1])))
         return calls or None
+
+
+def _typed(schema: Schema, arguments: JSONObject) -> JSONObject:
+    try:
+        return {key: type_value(schema.member(key), value) for key, value in arguments.items()}
+    except RecursionError:
+        return arguments
+
+
+def encode(arguments: JSONValue) -> str | None:
+    """Write arguments as compact JSON; null where they are nested too deep."""
+    try:
+        return json.dumps_text(arguments)
+    except RecursionError:
+        return None
 
 
 def _skip(pattern: re.Pattern[str], text: str, position: int) -> int:
@@ -229,157 +297,3 @@ def bare_call(text: str) -> Call | None:
     if not value.keys() <= {"name", "arguments", "parameters", "id", "type"}:
         return None
     return _call(value, is_repaired=True)
-
-
-class CoderBlock:
-    """`<function=name>` with `<parameter=name>` values, which have no escapes.
-
-    A tag is structure only where structure can stand: `</parameter>` where another tag follows, a
-    missing one before a tag that ends or begins something. A whole call quoted inside a value (a
-    document about this very form) belongs to the value.
-    """
-
-    def __init__(self, tools: ToolIndex, name: str) -> None:
-        self.is_over = False
-        self.is_call = True
-        self.name = _clean(name)
-        self._tool = tools.find(self.name)
-        # Quoted calls that are open inside the value, and whether the last tag may open one.
-        self._quoted = 0
-        self._may_quote = False
-        self._state: Literal["head", "value", "after_value", "maybe_end", "end"] = "head"
-        self._parameter = ""
-        self._value: list[str] = []
-        # Read after a tag that may have ended the value; the value's own text if it did not.
-        self._pending: list[str] = []
-        self._arguments: dict[str, str] = {}
-
-    @property
-    def is_half(self) -> bool:
-        return True
-
-    def feed(self, text: str) -> int:
-        """Take text; returns how much of it belongs to the block, less than all once it is over."""
-        if self._state == "value":
-            self._may_quote = self._may_quote and text.isspace()
-            self._value.append(text)
-            return len(text)
-        if not text.strip("` \t\r\n" if self._state == "maybe_end" else None):
-            self._pending.append(text)
-            return len(text)
-        if self._state in ("after_value", "maybe_end"):
-            self._resume_value()
-            self._value.append(text)
-            return len(text)
-        self.is_over = True
-        self.is_call = self._state == "end"
-        return 0
-
-    def take(self, marker: Marker) -> bool:
-        """Take a marker; false where the block was over before it."""
-        if self._state == "end":
-            self.is_over = True
-            return marker.kind == "</tool_call>"
-        if self._state == "maybe_end":
-            return self._take_at_maybe_end(marker)
-        if self._state == "value":
-            self._take_in_value(marker)
-            return True
-        return self._take_between(marker)
-
-    def _take_between(self, marker: Marker) -> bool:
-        if marker.kind in ("parameter", "</function>", "</tool_call>"):
-            self._close_value()
-            if marker.kind == "parameter":
-                self._open_value(marker.name)
-            elif marker.kind == "</function>":
-                self._state = "end"
-            else:
-                self.is_over = True
-            return True
-        if self._state == "head":
-            self.is_over = True
-            self.is_call = False
-            return False
-        self._resume_value()
-        self._take_in_value(marker)
-        return True
-
-    def _take_in_value(self, marker: Marker) -> None:
-        kind = marker.kind
-        if self._may_quote and kind in ("parameter", "</function>"):
-            self._quoted += 1
-        self._may_quote = kind == "function"
-        if self._quoted:
-            self._quoted -= kind == "</function>"
-        elif kind == "</parameter>":
-            self._state = "after_value"
-            self._pending = [marker.raw]
-            return
-        elif kind == "</function>":
-            self._state = "maybe_end"
-            self._pending = [marker.raw]
-            return
-        elif kind == "parameter" and self._begins_parameter(marker.name):
-            self._close_value()
-            self._open_value(marker.name)
-            return
-        self._value.append(marker.raw)
-
-    def _take_at_maybe_end(self, marker: Marker) -> bool:
-        closes = marker.kind == "</tool_call>"
-        if closes or marker.kind in ("<tool_call>", "function", "<tool_response>"):
-            self._close_value()
-            self.is_over = True
-            return closes
-        self._resume_value()
-        self._take_in_value(marker)
-        return True
-
-    def _begins_parameter(self, name: str) -> bool:
-        """Whether a parameter tag inside a value begins the next one, `</parameter>` being missing."""
-        name = _clean(name)
-        last = next((part for part in reversed(self._value) if part), "")
-        is_at_line_start = not last or last.rstrip(" \t").endswith("\n")
-        is_new = name != self._parameter and name not in self._arguments
-        return is_at_line_start and is_new and has_parameter(self._tool, name)
-
-    def _open_value(self, name: str) -> None:
-        self._state = "value"
-        self._parameter = _clean(name)
-        self._value = []
-        self._pending = []
-
-    def _resume_value(self) -> None:
-        self._value.extend(self._pending)
-        self._pending = []
-        self._state = "value"
-
-    def _close_value(self) -> None:
-        if self._state != "head":
-            self._arguments[self._parameter] = _trim_lines("".join(self._value))
-
-    def decode(self) -> list[Call] | None:
-        arguments: JSONObject = {
-            key: type_text_argument(self._tool, key, text) for key, text in self._arguments.items()
-        }
-        return [(self.name, arguments)]
-
-    def finish(self) -> list[Call] | None:
-        """Read the call at the end of the answer; null where it was cut."""
-        if self._state == "maybe_end":
-            self._close_value()
-        elif self._state != "end":
-            return None
-        return self.decode()
-
-
-def _clean(name: str) -> str:
-    return name.strip().strip("\"'")
-
-
-def _trim_lines(text: str) -> str:
-    """Remove the line breaks that belong to the tags: one at each end."""
-    if text.startswith("\r\n"):
-        return text.removeprefix("\r\n").removesuffix("\n").removesuffix("\r")
-    return text.removeprefix("\n").removesuffix("\n")

@@ -1,8 +1,9 @@
 """Reads tool calls from a model's answer text while it arrives.
 
-Text flows at once; only the longest end that could still become a marker is held back. A call is
-delivered whole, when its block has ended, and only if the client has the tool. After the first call
-text is dropped, and everything from an invented `<tool_response>` on: the model made the rest up.
+Text flows at once, and so do a call's arguments; only the longest end that could still become a marker
+is held back. Calls are those of tools that the client has. The last bracket of arguments leaves when the
+call has ended: of a call that was cut, what was delivered is no JSON, and nobody runs it. After the first
+call text is dropped, and everything from an invented `<tool_response>` on: the model made the rest up.
 Tool calls inside reasoning are not looked for: reasoning never gets here.
 """
 
@@ -11,9 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from qwenproxy.wire import json
 from qwenproxy.wire.events import Event, TextDelta, ToolCallDelta
-from qwenproxy.wire.tool_calls.blocks import Call, CoderBlock, HermesBlock, Marker, bare_call
+from qwenproxy.wire.tool_calls.blocks import Call, HermesBlock, Marker, bare_call, encode
+from qwenproxy.wire.tool_calls.coder_block import CoderBlock
 from qwenproxy.wire.tool_calls.specs import ToolIndex, ToolSpec
 
 _MARKER = re.compile(
@@ -47,17 +48,22 @@ class ToolCallParser:
 
     Args:
         new_id: makes the id of the next call.
+        single: the answer ends after its first call (`parallel_tool_calls: false`).
     """
 
-    def __init__(self, tools: Sequence[ToolSpec], *, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self, tools: Sequence[ToolSpec], *, new_id: Callable[[], str], single: bool = False
+    ) -> None:
         # Names of calls to tools that the client does not have; such a call is delivered as text.
         self.unknown: list[str] = []
-        # The answer was cut inside a call; nothing of that call is delivered.
+        # The answer was cut inside a call, and whether some of that call had been delivered.
         self.truncated = False
+        self.is_half = False
         # The upstream put a sentence of its own in place of a call; known after `finish`.
         self.intercepted = False
         self._tools = ToolIndex(tools)
         self._new_id = new_id
+        self._single = single
         self._call_count = 0
         self._events: list[Event] = []
         self._text: list[str] = []
@@ -73,6 +79,8 @@ class ToolCallParser:
         # White space or fence after `<tool_call>`, before the call itself.
         self._opened: str | None = None
         self._block: HermesBlock | CoderBlock | None = None
+        # The block's first call is being delivered.
+        self._is_live = False
         # Everything since the block began, to be delivered as text if it is no call.
         self._raw: list[str] = []
         self._is_cut = False
@@ -148,6 +156,7 @@ class ToolCallParser:
             if self._block is not None:
                 taken = self._block.feed(text)
                 self._raw.append(text[:taken])
+                self._pass_on(self._block)
                 text = text[taken:]
                 if self._block.is_over:
                     self._close_block(self._block)
@@ -207,6 +216,7 @@ class ToolCallParser:
         while self._block is not None:
             if self._block.take(marker):
                 self._raw.append(marker.raw)
+                self._pass_on(self._block)
                 if self._block.is_over:
                     self._close_block(self._block)
                 return
@@ -256,16 +266,53 @@ class ToolCallParser:
         self._raw.append(marker.raw)
         self._block = CoderBlock(self._tools, marker.name)
 
+    def _pass_on(self, block: HermesBlock | CoderBlock) -> None:
+        """Deliver what has become certain of the block's first call."""
+        arguments = block.take_arguments()
+        if not arguments:
+            return
+        if not self._is_live:
+            tool = self._tools.find(block.name or "")
+            if tool is None:
+                return
+            self._is_live = True
+            self._begin_call(tool.name, arguments)
+        else:
+            self._events.append(ToolCallDelta(self._call_count - 1, arguments=arguments))
+
+    def _begin_call(self, name: str, arguments: str) -> None:
+        self._flush_text()
+        call_id = self._new_id()
+        self._events.append(
+            ToolCallDelta(self._call_count, call_id, name=name, arguments=arguments)
+        )
+        self._call_count += 1
+
     def _close_block(self, block: HermesBlock | CoderBlock) -> None:
         self._block = None
-        self._deliver(block.decode() if block.is_call else None)
+        calls = block.decode() if block.is_call else None
+        if self._is_live:
+            self._end_live(block, calls)
+        else:
+            self._deliver(calls)
+
+    def _end_live(self, block: HermesBlock | CoderBlock, calls: list[Call] | None) -> None:
+        self._is_live = False
+        self._raw = []
+        if rest := block.rest(calls):
+            self._events.append(ToolCallDelta(self._call_count - 1, arguments=rest))
+        self._is_cut = self._is_cut or self._single
+        if calls and calls[1:]:
+            self._deliver(calls[1:])
 
     def _deliver(self, calls: list[Call] | None) -> None:
         """Deliver a block's calls, or its text if it holds none that the client can run."""
+        if self._is_cut:
+            return
         known: list[tuple[str, str]] = []
         for name, arguments in calls or ():
             tool = self._tools.find(name)
-            written = _encode(arguments)
+            written = encode(arguments)
             if tool is None:
                 self.unknown.append(name)
             elif written is not None:
@@ -274,17 +321,20 @@ class ToolCallParser:
             self._release()
             return
         self._raw = []
-        self._flush_text()
-        for name, written in known:
-            self._events.append(
-                ToolCallDelta(self._call_count, self._new_id(), name=name, arguments=written)
-            )
-            self._call_count += 1
+        for name, written in known[:1] if self._single else known:
+            self._begin_call(name, written)
+        self._is_cut = self._single
 
     def _finish_block(self, block: HermesBlock | CoderBlock) -> None:
         self._block = None
         calls = block.finish() if block.is_call else None
-        if calls is not None:
+        if self._is_live and (calls or block.has_whole_arguments or not block.is_half):
+            self._end_live(block, calls)
+        elif self._is_live:
+            self._is_live = False
+            self.truncated = self.is_half = True
+            self._raw = []
+        elif calls is not None:
             self._deliver(calls)
         elif block.name is not None and self._tools.find(block.name) is None:
             self.unknown.append(block.name)
@@ -330,15 +380,25 @@ class ToolCallParser:
     def _take_events(self) -> list[Event]:
         self._flush_text()
         events, self._events = self._events, []
-        return events
+        return events if len(events) < 2 else _merged(events)
 
 
 def _opens(marker: Marker) -> bool:
     return marker.kind in ("<tool_call>", "function")
 
 
-def _encode(arguments: object) -> str | None:
-    try:
-        return json.dumps_text(arguments)
-    except RecursionError:
-        return None
+def _merged(events: list[Event]) -> list[Event]:
+    """Make one delta of those of one call: a call that came at once leaves as one."""
+    merged: list[Event] = []
+    run: list[ToolCallDelta] = []
+    for event in [*events, None]:
+        if isinstance(event, ToolCallDelta) and run and event.index == run[0].index:
+            run.append(event)
+            continue
+        if run:
+            first, arguments = run[0], "".join(delta.arguments for delta in run)
+            merged.append(ToolCallDelta(first.index, first.id, first.name, arguments))
+        run = [event] if isinstance(event, ToolCallDelta) else []
+        if event is not None and not run:
+            merged.append(event)
+    return merged
