@@ -23,8 +23,9 @@ from qwenproxy.wire.events import UsageReport
 from qwenproxy.wire.history import decode_content, text_of
 from qwenproxy.wire.json import JSONObject, JSONValue
 from requests_app.files import restore
-from requests_app.models import Request, Response
+from requests_app.models import Blob, Request, Response
 from requests_app.upstream_text import fill_text
+from sessions_app.lines import LineReader
 from sessions_app.paging import milliseconds
 from sessions_app.transcript import load_line, message_body
 
@@ -51,8 +52,8 @@ REQUEST_FIELDS = (
 )
 _REQUEST_BODY_FIELDS = (
     "prompt_id",
-    "system__body",
-    "tools__body",
+    "system_id",
+    "tools_id",
     "parameters",
     "attempts",
     "user_agent",
@@ -170,34 +171,79 @@ def load_request(request_pk: int) -> JSONObject:
     Raises:
         Request.DoesNotExist: it was deleted meanwhile.
     """
-    row = Request.objects.values(*REQUEST_FIELDS, *_REQUEST_BODY_FIELDS).get(pk=request_pk)
+    columns = (*REQUEST_FIELDS, *_REQUEST_BODY_FIELDS, "system__body", "tools__body")
+    row = Request.objects.values(*columns).get(pk=request_pk)
     response = Response.objects.filter(request=request_pk)
-    return _whole_request(row, response.values(*RESPONSE_FIELDS, *_RESPONSE_BODY_FIELDS).first())
-
-
-def load_requests(request_pks: Sequence[int]) -> Iterator[JSONObject]:
-    """As `load_request`, for several, in their order and without those that were deleted meanwhile.
-
-    Two queries, and one or two for each that is taken from the iterator.
-    """
-    rows = Request.objects.filter(pk__in=request_pks)
-    responses = Response.objects.filter(request__in=request_pks)
-    by_pk = {row["id"]: row for row in rows.values(*REQUEST_FIELDS, *_REQUEST_BODY_FIELDS)}
-    by_request = {
-        row["request_id"]: row for row in responses.values(*RESPONSE_FIELDS, *_RESPONSE_BODY_FIELDS)
-    }
-    for pk in request_pks:
-        if pk in by_pk:
-            yield _whole_request(by_pk[pk], by_request.get(pk))
-
-
-def _whole_request(row: Mapping[str, Any], response_row: Mapping[str, Any] | None) -> JSONObject:
-    stored = [message_body(message) for message in load_line(row["prompt_id"])]
-    line = restore(stored, row["api_key_id"])
     # A list of messages, written by the recorder.
     system: Any = json.loads_text(row["system__body"] or "[]")
-    messages: list[JSONObject] = [*system, *line]
-    tools = json.loads_text(row["tools__body"] or "null")
+    line = [message_body(message) for message in load_line(row["prompt_id"])]
+    return _whole_request(
+        row,
+        response.values(*RESPONSE_FIELDS, *_RESPONSE_BODY_FIELDS).first(),
+        [*system, *restore(line, row["api_key_id"])],
+        json.loads_text(row["tools__body"] or "null"),
+    )
+
+
+class RecordReader:
+    """Reads many requests as `load_request` does; what they share is read and parsed once."""
+
+    def __init__(self) -> None:
+        self._lines = LineReader()
+        self._blobs = _Blobs()
+
+    def read(self, request_pks: Sequence[int]) -> Iterator[JSONObject]:
+        """The requests in their order, without those that were deleted meanwhile.
+
+        Two queries, and those for messages (see `LineReader.read`), texts and files that are not held. What
+        stands in an object may stand in others too: nobody may change it.
+        """
+        rows = Request.objects.filter(pk__in=request_pks)
+        by_pk = {row["id"]: row for row in rows.values(*REQUEST_FIELDS, *_REQUEST_BODY_FIELDS)}
+        responses = Response.objects.filter(request__in=request_pks)
+        by_request = {
+            row["request_id"]: row
+            for row in responses.values(*RESPONSE_FIELDS, *_RESPONSE_BODY_FIELDS)
+        }
+        found = [by_pk[pk] for pk in request_pks if pk in by_pk]
+        blobs = self._blobs.load([row[name] for row in found for name in ("system_id", "tools_id")])
+        lines = self._lines.read([row["prompt_id"] for row in found])
+        for row, line in zip(found, lines, strict=True):
+            if line is not None:
+                system: Any = blobs.get(row["system_id"]) or ()
+                messages = [*system, *restore(line, row["api_key_id"])]
+                tools = blobs.get(row["tools_id"])
+                yield _whole_request(row, by_request.get(row["id"]), messages, tools)
+
+
+class _Blobs:
+    """Parsed texts by their ids, held from one batch of requests to the next."""
+
+    _MAX_CHARS = 2**20
+
+    def __init__(self) -> None:
+        self._held: dict[int, JSONValue] = {}
+        self._chars = 0
+
+    def load(self, ids: Sequence[int | None]) -> Mapping[int | None, JSONValue]:
+        wanted = {pk for pk in ids if pk is not None}
+        if self._chars > self._MAX_CHARS:
+            self._held = {}
+            self._chars = 0
+        missing = wanted - self._held.keys()
+        if missing:
+            for pk, body in Blob.objects.filter(pk__in=missing).values_list("pk", "body"):
+                self._held[pk] = json.loads_text(body)
+                self._chars += len(body)
+        return {pk: self._held.get(pk) for pk in wanted}
+
+
+def _whole_request(
+    row: Mapping[str, Any],
+    response_row: Mapping[str, Any] | None,
+    messages: Sequence[JSONObject],
+    tools: JSONValue,
+) -> JSONObject:
     has_content = row["recorded"] == Recorded.EVERYTHING
     upstream_request, is_exact = (
         _upstream_request(row, messages, tools) if has_content else (None, None)

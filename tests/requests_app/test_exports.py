@@ -14,10 +14,12 @@ from django.urls import resolve
 from django.utils import timezone
 
 from qwenproxy.access.staff import EXPORTED
-from qwenproxy.database import close_pool
+from qwenproxy.database import close_pool, run_in_db
 from requests_app import exports
 from requests_app.models import Request
-from tests.factories import make_api_key, make_session, make_turn
+from requests_app.records import RecordReader, load_request
+from sessions_app import lines
+from tests.factories import make_api_key, make_blob, make_session, make_turn
 from tests.requests_app.ended import make_ended
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -124,6 +126,7 @@ def test_lines_hold_both_bodies(fetch):
 
 def test_sessions_are_lines_with_their_messages(fetch, monkeypatch):
     monkeypatch.setattr(exports, "_CHUNK_BODIES", 2)
+    monkeypatch.setattr(exports, "_CHUNK_MESSAGES", 3)
     session = make_session(title="Plan")
     make_turn(session, "one")
     make_turn(session, "two")
@@ -160,11 +163,88 @@ def test_only_failed_requests_have_bodies_where_the_others_are_hidden(fetch, set
     assert "fine" not in text
 
 
-def test_a_client_that_leaves_ends_it(user):
+def test_a_client_that_leaves_ends_it(user, monkeypatch):
+    monkeypatch.setattr(exports, "CHUNK_ROWS", 10)
+    monkeypatch.setattr(exports, "_PIECE_BYTES", 1500)
     make_many(30)
     response = open_export(user, REQUESTS, format="csv")
-    # The first piece is the head of the table.
-    async_to_sync(read)(response, 1)
+    text = async_to_sync(read)(response, 1)
     response.close()
+    # The head of the table and the first chunk.
+    assert len(rows_of(text)) == 10
     details = json.loads(LogEntry.objects.get().change_message)
-    assert (details["rows"], details["is_whole"]) == (0, False)
+    assert (details["rows"], details["is_whole"]) == (10, False)
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_rows_that_come_meanwhile_move_no_other(user, monkeypatch, form):
+    monkeypatch.setattr(exports, "CHUNK_ROWS", 4)
+    monkeypatch.setattr(exports, "_CHUNK_BODIES", 3)
+    monkeypatch.setattr(exports, "_PIECE_BYTES", 1)
+    expected = [row.request.request_id for row in make_many(30)]
+
+    async def read_slowly(response):
+        pieces = []
+        async for piece in response.streaming_content:
+            pieces.append(piece)
+            # Newer than all, as they come (the table's head stands before its rows), and one that goes.
+            if len(pieces) > 1:
+                await run_in_db(make_many, 1)
+            if len(pieces) == 3:
+                gone = Request.objects.filter(request_id=expected[20])
+                await run_in_db(gone.delete)
+        return b"".join(pieces).decode()
+
+    response = open_export(user, REQUESTS, format=form)
+    text = async_to_sync(read_slowly)(response)
+    response.close()
+    rows = rows_of(text) if form == "csv" else [json.loads(line) for line in text.splitlines()]
+    assert [row["request_id"] for row in rows] == expected[:20] + expected[21:]
+
+
+def test_lines_are_what_each_request_is_alone(fetch, monkeypatch):
+    monkeypatch.setattr(lines, "MAX_CHARS", 40)
+    monkeypatch.setattr(lines, "_BATCH_MESSAGES", 3)
+    sessions = [make_session(make_api_key(f"key {number}")) for number in range(3)]
+    line = dict.fromkeys(sessions)
+    for number in range(12):
+        session = sessions[number % 3]
+        blob = make_blob(session.api_key, "system", [{"role": "system", "content": f"s{number}"}])
+        response = make_turn(
+            session,
+            f"question {number}",
+            None if number == 7 else f"answer {number}",
+            parent=line[session],
+            request={
+                "system": blob if number % 2 else None,
+                "created_at": timezone.now() - timedelta(minutes=number + 1),
+            },
+        )
+        # One of them forks.
+        line[session] = response.reply if number != 4 else line[session]
+    expected = [load_request(row.pk) for row in Request.objects.order_by("-created_at")]
+    assert [json.loads(line) for line in fetch(REQUESTS).splitlines()] == expected
+    assert max(len(one["openai_request"]["messages"]) for one in expected) == 8
+
+
+def test_requests_of_one_session_cost_no_query_each(django_assert_max_num_queries):
+    session = make_session()
+    line = None
+    for number in range(40):
+        line = make_turn(session, f"{number}", parent=line).reply
+    pks = list(Request.objects.order_by("-id").values_list("pk", flat=True))
+    with django_assert_max_num_queries(5):
+        assert len(list(RecordReader().read(pks))) == 40
+
+
+def test_a_filter_that_nothing_matches_is_cut_into_calls(user, monkeypatch):
+    monkeypatch.setattr(exports, "_SCANNED_ROWS", 5)
+    monkeypatch.setattr(exports, "_PIECE_S", 0)
+    make_many(30)
+    calls = []
+    response = open_export(user, REQUESTS, format="jsonl", span="all", path="/x")
+    take = exports.Export._next
+    monkeypatch.setattr(exports.Export, "_next", lambda self: calls.append(take(self)) or calls[-1])
+    assert async_to_sync(read)(response) == ""
+    response.close()
+    assert len(calls) > 6

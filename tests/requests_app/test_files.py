@@ -165,7 +165,7 @@ def test_rules_reach_into_what_is_no_base64(key):
 
 def test_an_export_of_sessions_has_the_files(key):
     take_turn(key, picture())
-    pieces = exports._session_line(Session.objects.get().pk)
+    pieces = exports._session_lines(iter([[(Session.objects.get().pk,)]]))
     line = json.loads(b"".join(piece for piece, _ in pieces))
     assert line["messages"][0]["message"] == picture()
 
