@@ -156,6 +156,7 @@ def _turn_settings() -> TurnSettings:
         account_wait_s=settings.ACCOUNT_WAIT_S,
         parent_rule=settings.QWEN_PARENT_RULE,
         on_client_left=settings.ON_CLIENT_LEFT,
+        reasoning_field=settings.REASONING_FIELD,
         reserved_tokens=settings.RESERVED_TOKENS,
         redaction=settings.REDACTION,
         record_headers=settings.RECORD_HEADERS,

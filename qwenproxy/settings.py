@@ -307,6 +307,10 @@ ACCOUNT_WAIT_S = _number("QWENPROXY_ACCOUNT_WAIT_S", 30)
 ON_CLIENT_LEFT = _text("QWENPROXY_ON_CLIENT_LEFT")
 if ON_CLIENT_LEFT not in ("", "finish", "cancel"):
     raise ImproperlyConfigured("QWENPROXY_ON_CLIENT_LEFT must be finish or cancel")
+# In which member of a chat completion's message thinking is.
+REASONING_FIELD = _choice(
+    "QWENPROXY_REASONING_FIELD", "reasoning_content", "reasoning", "both", "none"
+)
 RESERVED_TOKENS = _whole("QWENPROXY_RESERVED_TOKENS", 1024, minimum=1)
 DEFAULT_MODEL = _text("QWENPROXY_DEFAULT_MODEL")
 MODELS_TTL_S = _number("QWENPROXY_MODELS_TTL_S", 300, minimum=1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 from django.http.response import HttpResponseBase
 
 from qwenproxy.proxy import schemas
@@ -45,7 +48,25 @@ async def create_chat_completion(request: GatewayRequest) -> HttpResponseBase:
     The body is OpenAI's; members that the gateway does not know go to the upstream as they are. The
     headers `x-request-id` and `x-session-id` of the answer name its record.
     """
-    return await _start(request, CHAT, schemas.parse_chat(request.body))
+    body = schemas.parse_chat(request.body)
+    return await _start(request, _chat(request.gateway.settings.reasoning_field, body), body)
+
+
+def _chat(reasoning_field: str, body: schemas.Body) -> Dialect:
+    """The protocol with thinking where this request gets it."""
+    wish = body.sent.get("reasoning")
+    is_hidden = isinstance(wish, dict) and wish.get("exclude") is True
+    if is_hidden or body.sent.get("include_reasoning") is False:
+        reasoning_field = "none"
+    if reasoning_field == "reasoning_content":
+        return CHAT
+    both = ("reasoning_content", "reasoning")
+    fields = {"both": both, "none": ()}.get(reasoning_field, (reasoning_field,))
+    return replace(
+        CHAT,
+        make_encoder=partial(openai_chat.ChatChunkEncoder, reasoning_fields=fields),
+        whole=partial(openai_chat.completion, reasoning_fields=fields),
+    )
 
 
 async def create_completion(request: GatewayRequest) -> HttpResponseBase:

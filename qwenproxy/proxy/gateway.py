@@ -34,6 +34,8 @@ class TurnSettings:
     parent_rule: str
     # finish or cancel; empty: as the upstream has it.
     on_client_left: str
+    # reasoning_content, reasoning, both or none: where chat completions carry thinking.
+    reasoning_field: str
     # Held of a key's token limits for an answer whose length the request does not bound.
     reserved_tokens: int
     redaction: Redaction

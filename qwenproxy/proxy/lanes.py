@@ -229,6 +229,8 @@ class Route:
 
     model: str
     lanes: Sequence[Lane]
+    # What the end of the name that was asked for says; null: nothing.
+    thinking: bool | None = None
 
     def others(self, failed: Sequence[Lane]) -> list[Lane]:
         """Those that may be asked and have not failed this turn."""

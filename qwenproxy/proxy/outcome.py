@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qwenproxy.access.models import Limits
 from qwenproxy.errors import UpstreamError
 from qwenproxy.proxy.schemas import Body
@@ -45,12 +47,31 @@ def estimated_usage(body: Body, answer: Accumulator) -> UsageReport:
     )
     prompt += len(json.dumps(body.tools)) if body.tools else 0
     prompt += _BYTES_PER_TOKEN * TOKENS_PER_FILE * sum(map(_files_in, body.messages))
-    written = _bytes_of(answer.text) + _bytes_of(answer.reasoning)
-    written += sum(_bytes_of(call.arguments) for call in answer.tool_calls.values())
+    written = _bytes_written(answer)
     prompt_tokens, completion_tokens = (
         -(-count // _BYTES_PER_TOKEN) for count in (prompt, written)
     )
-    return UsageReport(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
+    usage = UsageReport(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
+    return _with_reasoning(usage, answer)
+
+
+def counted(body: Body, answer: Accumulator) -> UsageReport:
+    """The answer's counts: as reported, what is missing of them estimated."""
+    usage = answer.usage
+    return estimated_usage(body, answer) if usage is None else _with_reasoning(usage, answer)
+
+
+def _with_reasoning(usage: UsageReport, answer: Accumulator) -> UsageReport:
+    """Count the tokens of thinking by their part of what was written, where nobody counted them."""
+    if usage.reasoning_tokens is not None or not answer.reasoning:
+        return usage
+    part = _bytes_of(answer.reasoning) / _bytes_written(answer)
+    return replace(usage, reasoning_tokens=round(usage.completion_tokens * part))
+
+
+def _bytes_written(answer: Accumulator) -> int:
+    written = _bytes_of(answer.text) + _bytes_of(answer.reasoning)
+    return written + sum(_bytes_of(call.arguments) for call in answer.tool_calls.values())
 
 
 def reserved_tokens(body: Body, limits: Limits | None, answer_tokens: int) -> int:

@@ -16,7 +16,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 
@@ -30,6 +30,7 @@ from qwenproxy.errors import GatewayError, NotFound, NoUpstream, RecorderUnavail
 from qwenproxy.proxy.account_health import AccountHealth
 from qwenproxy.proxy.lanes import Lane, Route
 from qwenproxy.upstream.protocol import ModelInfo, Upstream, hide_secrets
+from qwenproxy.wire.reasoning import split_suffix
 
 logger = logging.getLogger(__name__)
 
@@ -164,13 +165,17 @@ class Routing:
     def _find(self, model: str) -> Route | None:
         if not model:
             model = self._default()
-        if (route := self._listed(model)) is not None:
-            return route
+        base, thinking = split_suffix(model)
+        for name, asked in ((model, None), (base, thinking)):
+            if (route := self._listed(name)) is not None:
+                return replace(route, thinking=asked)
         for pattern, target in self.aliases:
             if fnmatchcase(model.lower(), pattern.lower()):
                 route = self._listed(target or self._default())
                 if route is not None:
-                    return route
+                    # A pattern that needs the suffix means a model of that name.
+                    is_suffix = fnmatchcase(base.lower(), pattern.lower())
+                    return replace(route, thinking=thinking if is_suffix else None)
         open_ended = [
             listing.lane for listing in self._listings if listing.unlisted or listing.models is None
         ]

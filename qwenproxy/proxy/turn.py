@@ -23,6 +23,7 @@ from qwenproxy.access.models import Limits
 from qwenproxy.errors import (
     AnswerTooLong,
     GatewayError,
+    InvalidRequest,
     NoAccountReady,
     RateLimited,
     RecorderUnavailable,
@@ -39,7 +40,7 @@ from qwenproxy.errors import (
 from qwenproxy.proxy.dialect import Dialect, Encoder
 from qwenproxy.proxy.gateway import Gateway
 from qwenproxy.proxy.lanes import Lane, Place, Route, Wishes
-from qwenproxy.proxy.outcome import estimated_usage, reserved_tokens, upstream_response
+from qwenproxy.proxy.outcome import counted, reserved_tokens, upstream_response
 from qwenproxy.proxy.schemas import Body
 from qwenproxy.proxy.streaming import ClientStream
 from qwenproxy.upstream.protocol import ChatTarget, Upstream, UpstreamCall, hide_secrets
@@ -55,6 +56,7 @@ from qwenproxy.wire.events import (
     ToolCallDelta,
 )
 from qwenproxy.wire.json import JSONObject
+from qwenproxy.wire.reasoning import Reasoning, ReasoningError, read_reasoning
 from requests_app.keeping import choose_keep
 from requests_app.writes import BlobText, ChatRow, Closing, Opened, Opening
 
@@ -94,6 +96,7 @@ class Turn:
     client: ClientStream = field(init=False)
     answer: Accumulator = field(init=False, default_factory=Accumulator)
     opened: Opened = field(init=False)
+    _reasoning: Reasoning = field(init=False)
     _opening: Opening = field(init=False)
     _encoder: Encoder = field(init=False)
     _task: asyncio.Task[None] | None = field(init=False, default=None)
@@ -112,6 +115,7 @@ class Turn:
     _has_failed: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
+        self._reasoning = self._read_reasoning()
         self.request_id = f"req_{uuid4().hex}"
         self.response_id = f"{self.dialect.id_prefix}{uuid4().hex}"
         self._opening = self._make_opening()
@@ -131,6 +135,13 @@ class Turn:
             keep_alive=self._encoder.keep_alive,
         )
         self.client["x-request-id"] = self.request_id
+
+    def _read_reasoning(self) -> Reasoning:
+        try:
+            asked = read_reasoning(self.body.parameters)
+            return asked.with_model_suffix(self.route.thinking)
+        except ReasoningError as exc:
+            raise InvalidRequest(str(exc), param=exc.param) from exc
 
     async def start(self) -> ClientStream:
         """Put the turn on record as in progress, then let it run; return what its client holds.
@@ -383,6 +394,7 @@ class Turn:
             messages=body.messages,
             parameters=body.parameters,
             tools=body.tools,
+            reasoning=self._reasoning,
             prompt=body.prompt,
             chat=chat,
         )
@@ -429,7 +441,7 @@ class Turn:
             # The recorder keeps this end and writes it when it can; the client must not act on it yet.
             self._fail_client(error)
             return
-        usage = self.answer.usage or estimated_usage(self.body, self.answer)
+        usage = counted(self.body, self.answer)
         if self.body.stream:
             self.client.append(self._encoder.finish(reason, usage))
         else:
@@ -520,8 +532,9 @@ class Turn:
         usage = answer.usage
         source = "reported" if status == "completed" else "partial"
         if usage is None and reply is not None:
-            usage = estimated_usage(self.body, self.answer)
             source = "estimated" if status == "completed" else "partial"
+        if usage is not None or reply is not None:
+            usage = counted(self.body, self.answer)
         started = answer.started
         now = time.monotonic()
         return Closing(

@@ -1,8 +1,8 @@
 """Alibaba Model Studio (DashScope) in its OpenAI-compatible mode: a thin profile of that client.
 
 Keys belong to one region, so the base URL may be given as a region's name or a bare host. Qwen's own
-fields (`enable_thinking`, `thinking_budget`, `top_k`, ...) are part of the client's parameters and pass
-as they are. There are no legacy completions: a prompt is sent as a chat.
+fields (`top_k`, ...) are part of the client's parameters and pass as they are; thinking is asked for as
+`enable_thinking` and `thinking_budget`. There are no legacy completions: a prompt is sent as a chat.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from qwenproxy.upstream.openai_compatible import OpenAICompatible
 from qwenproxy.upstream.protocol import UpstreamCall
+from qwenproxy.upstream.reasoning import for_dashscope
 from qwenproxy.wire.json import JSONObject
 
 REGION_HOSTS = {
@@ -39,6 +40,9 @@ class DashScope(OpenAICompatible):
         # Plans have hosts of their own, with the API at another path.
         is_coding_plan = (parts.hostname or "").startswith("coding")
         return f"{base_url}/v1" if is_coding_plan else f"{base_url}/compatible-mode/v1"
+
+    def reasoned(self, parameters: JSONObject, call: UpstreamCall) -> JSONObject:
+        return for_dashscope(parameters, call.reasoning)
 
     def parameters(self, call: UpstreamCall) -> JSONObject:
         if call.prompt is None:

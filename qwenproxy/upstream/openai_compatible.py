@@ -28,6 +28,7 @@ from qwenproxy.errors import (
 )
 from qwenproxy.upstream import http
 from qwenproxy.upstream.protocol import Account, ModelInfo, UpstreamCall
+from qwenproxy.upstream.reasoning import for_server
 from qwenproxy.wire import json, openai_chat
 from qwenproxy.wire.events import Event, Sent, Started
 from qwenproxy.wire.json import JSONObject, JSONValue
@@ -92,6 +93,8 @@ class OpenAICompatible:
         self._account = account
         self._base_url = self.resolve_base_url(account.base_url)
         self._headers: httpx.Headers | None = None
+        # Model -> whom the list names as its owner: most servers name themselves.
+        self._owners: dict[str, str] = {}
 
     @property
     def account(self) -> Account:
@@ -152,12 +155,14 @@ class OpenAICompatible:
         if not response.is_success:
             raise status_error(response, body, account_name=name)
         try:
-            return read_models(json.loads(body))
+            models = read_models(json.loads(body))
         except ValueError as exc:
             raise UpstreamProtocolError(
                 f"Upstream account {name} answered its model list with something else.",
                 body=body.decode("utf-8", "replace"),
             ) from exc
+        self._owners = {info.id: info.owned_by for info in models}
+        return models
 
     def _new_request(
         self, method: str, path: str, *, content: bytes = b"", max_idle_s: float | None = None
@@ -191,7 +196,7 @@ class OpenAICompatible:
             if call.tools is not None:
                 text["tools"] = call.tools
         rest: JSONObject = {
-            **self.parameters(call),
+            **self.reasoned(self.parameters(call), call),
             "model": call.model,
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -204,6 +209,10 @@ class OpenAICompatible:
     def parameters(self, call: UpstreamCall) -> JSONObject:
         """The client's parameters in the form in which this kind of server takes them."""
         return call.parameters
+
+    def reasoned(self, parameters: JSONObject, call: UpstreamCall) -> JSONObject:
+        """The parameters with the wish for thinking as this server takes it."""
+        return for_server(parameters, call.reasoning, self._owners.get(call.model, ""))
 
     async def _decode_whole(self, first: bytes, chunks: AsyncIterator[bytes]) -> list[Event]:
         """Decode the answer of a server that does not stream."""

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from qwenproxy.errors import GatewayError, UpstreamError
 from qwenproxy.wire.events import Event, Started
 from qwenproxy.wire.json import JSONObject, JSONValue
+from qwenproxy.wire.reasoning import NOTHING, Reasoning
 
 Kind = Literal["openai_compatible", "dashscope", "qwen_web", "demo"]
 
@@ -90,6 +91,8 @@ class UpstreamCall:
     messages: Sequence[JSONObject]
     parameters: JSONObject = field(default_factory=dict)
     tools: JSONValue = None
+    # What `parameters` and the model's name ask for.
+    reasoning: Reasoning = NOTHING
     prompt: str | None = None
     # Web upstream only: null opens a new chat with the whole history as one text.
     chat: ChatTarget | None = None

@@ -36,6 +36,7 @@ from qwenproxy.errors import (
 )
 from qwenproxy.upstream import http
 from qwenproxy.upstream.protocol import Account, ModelInfo, UpstreamCall
+from qwenproxy.upstream.reasoning import for_web
 from qwenproxy.upstream.text_tools import TextTools
 from qwenproxy.wire import json, qwen_web
 from qwenproxy.wire.events import Event, Sent, Started
@@ -351,7 +352,7 @@ def _render(call: UpstreamCall, tools: TextTools) -> str:
 
 
 def _completion_body(call: UpstreamCall, chat_id: str, prompt: str) -> JSONObject:
-    thinking, thinking_budget = _thinking(call.parameters)
+    thinking, thinking_budget = for_web(call.reasoning)
     return qwen_web.completion_body(
         chat_id=chat_id,
         model=call.model,
@@ -363,23 +364,6 @@ def _completion_body(call: UpstreamCall, chat_id: str, prompt: str) -> JSONObjec
         fid=str(uuid.uuid4()),
         child_id=str(uuid.uuid4()),
     )
-
-
-def _thinking(parameters: JSONObject) -> tuple[bool, int | None]:
-    """Whether to think, and with which budget of tokens: off unless the client asks for it."""
-    kwargs = parameters.get("chat_template_kwargs")
-    asked = parameters.get("enable_thinking")
-    if not isinstance(asked, bool) and isinstance(kwargs, dict):
-        asked = kwargs.get("enable_thinking")
-    budget = parameters.get("thinking_budget")
-    if not isinstance(budget, int) or isinstance(budget, bool) or budget <= 0:
-        budget = None
-    if not isinstance(asked, bool):
-        effort = parameters.get("reasoning_effort")
-        asked = budget is not None or (
-            isinstance(effort, str) and effort not in ("", "none", "minimal")
-        )
-    return asked, budget if asked else None
 
 
 def _without_text(body: JSONObject) -> JSONObject:

@@ -333,6 +333,9 @@ def _parameters(sent: JSONObject, *, has_tools: bool) -> JSONObject:
             parameters["stop"] = stops
     parameters |= _thinking(sent.get("thinking"))
     parameters |= _output(sent)
+    if parameters.get("enable_thinking") is False:
+        # There the effort bounds the whole answer, not thinking alone.
+        parameters.pop("reasoning_effort", None)
     choice = _tool_choice(sent.get("tool_choice"))
     if has_tools:
         parameters |= choice

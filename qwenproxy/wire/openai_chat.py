@@ -405,7 +405,15 @@ class ChatChunkEncoder:
     null, and the counts in a last chunk without choices.
     """
 
-    def __init__(self, *, response_id: str, model: str, created: int, include_usage: bool) -> None:
+    def __init__(
+        self,
+        *,
+        response_id: str,
+        model: str,
+        created: int,
+        include_usage: bool,
+        reasoning_fields: Sequence[str] = ("reasoning_content",),
+    ) -> None:
         self._include_usage = include_usage
         envelope = json.dumps(
             {
@@ -421,7 +429,7 @@ class ChatChunkEncoder:
         usage = b',"usage":null' if include_usage else b""
         self._suffix = b'},"logprobs":null,"finish_reason":null}]' + usage + b"}\n\n"
         self._text_prefix = self._prefix + b'"content":'
-        self._reasoning_prefix = self._prefix + b'"reasoning_content":'
+        self._reasoning_names = [json.dumps(name) + b":" for name in reasoning_fields]
         self._has_begun = False
 
     def encode(self, events: Sequence[Event]) -> bytes:
@@ -429,10 +437,16 @@ class ChatChunkEncoder:
         suffix = self._suffix
         for event in events:
             value: object
+            prefix = self._prefix
             if isinstance(event, TextDelta):
                 prefix, value = self._text_prefix, event.text
             elif isinstance(event, ReasoningDelta):
-                prefix, value = self._reasoning_prefix, event.text
+                if not self._reasoning_names:
+                    continue
+                text = _dumps(event.text)
+                for name in self._reasoning_names[:-1]:
+                    prefix += name + text + b","
+                prefix, value = prefix + self._reasoning_names[-1], event.text
             elif isinstance(event, ToolCallDelta):
                 prefix, value = self._prefix + b'"tool_calls":', [_call_delta(event)]
             else:
@@ -510,11 +524,12 @@ def completion(
     reasoning: str,
     finish_reason: str,
     usage: UsageReport | None,
+    reasoning_fields: Sequence[str] = ("reasoning_content",),
 ) -> JSONObject:
     """Build a whole `chat.completion` body; `message` is `Accumulator.message()`."""
     answer: JSONObject = {**message, "refusal": None}
     if reasoning:
-        answer["reasoning_content"] = reasoning
+        answer |= dict.fromkeys(reasoning_fields, reasoning)
     body: JSONObject = {
         "id": response_id,
         "object": "chat.completion",

@@ -220,6 +220,7 @@ def test_what_the_upstream_gets(open_gateway, serve_upstream):
         "top_k": 20,
         "enable_thinking": True,
         "thinking_budget": 2000,
+        "chat_template_kwargs": {"enable_thinking": True},
         "seed": 7,
     }
     assert ended_response().session.user_id == "u1"

@@ -4,6 +4,7 @@ import pytest
 
 from qwenproxy.upstream.dashscope import DashScope
 from qwenproxy.upstream.protocol import UpstreamCall
+from qwenproxy.wire.reasoning import read_reasoning
 from tests.doubles.openai_compatible import CHAT, FIXTURES
 from tests.doubles.server import Reply
 from tests.upstream.conftest import ask, make_account
@@ -38,7 +39,12 @@ def test_thinking_fields_pass_and_reasoning_arrives(openai_compatible):
     raw = (FIXTURES / "dashscope_reasoning.sse").read_bytes()
     openai_compatible.double.enqueue(Reply(raw=raw))
     parameters = {"enable_thinking": True, "thinking_budget": 512, "top_k": 20}
-    call = UpstreamCall("qwen-plus", [{"role": "user", "content": "x"}], parameters=parameters)
+    call = UpstreamCall(
+        "qwen-plus",
+        [{"role": "user", "content": "x"}],
+        parameters=parameters,
+        reasoning=read_reasoning(parameters),
+    )
     account = make_account(f"{openai_compatible.url}/v1", kind="dashscope")
     outcome = ask(DashScope, account, call)
     assert outcome.error is None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from qwenproxy.upstream import http
 from qwenproxy.upstream.protocol import ChatTarget, Credentials, Upstream, UpstreamCall
 from qwenproxy.upstream.qwen_web import MAX_PROMPT_CHARS, QwenWeb
 from qwenproxy.wire.events import Finished, Sent, Started, TextDelta, UsageReport
+from qwenproxy.wire.reasoning import read_reasoning
 from tests.doubles import model as small_model
 from tests.doubles.qwen_web import COMPLETIONS, FIXTURES, MODELS, NEW_CHAT, STOP, web_error
 from tests.doubles.server import Reply, unused_port
@@ -197,12 +199,13 @@ def test_chat_is_named_where_the_stream_is_not(qwen_web):
         pytest.param(
             {"chat_template_kwargs": {"enable_thinking": True}}, True, None, id="template"
         ),
-        pytest.param({"thinking_budget": "x", "reasoning_effort": 3}, False, None, id="nonsense"),
+        pytest.param({"reasoning_effort": "low"}, True, 2048, id="low effort"),
         pytest.param({"temperature": 0.1, "max_tokens": 5}, False, None, id="sampling"),
     ],
 )
 def test_thinking_is_what_the_client_asks_for(qwen_web, parameters, thinking, budget):
-    assert ask_double(qwen_web, call=make_call(**parameters)).error is None
+    call = replace(make_call(**parameters), reasoning=read_reasoning(parameters))
+    assert ask_double(qwen_web, call=call).error is None
     features = qwen_web.double.turns[0].body["messages"][0]["feature_config"]
     assert features["thinking_enabled"] is thinking
     assert features.get("thinking_budget") == budget

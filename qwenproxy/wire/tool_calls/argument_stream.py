@@ -76,6 +76,10 @@ class ArgumentStream:
         if self._is_frozen or self.is_closed:
             self._tail.append(text)
             return ""
+        if self._in_string and not self._buffer and text.isascii() and _PLAIN.fullmatch(text):
+            # Nearly every piece of a long text.
+            self._sent.append(text)
+            return text
         out: list[str] = []
         buffer = self._buffer + text if self._buffer else text
         position = 0
@@ -132,7 +136,8 @@ class ArgumentStream:
         found = _PLAIN.match(buffer, position)
         if found is None:
             return self._freeze(position)
-        self._confirm(out, json.dumps_text(found[0])[1:-1])
+        plain = found[0]
+        self._confirm(out, plain if plain.isascii() else json.dumps_text(plain)[1:-1])
         return found.end()
 
     def _read_escape(self, buffer: str, found: re.Match[str], out: list[str]) -> int:

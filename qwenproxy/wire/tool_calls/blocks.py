@@ -65,15 +65,22 @@ class HermesBlock:
 
     def feed(self, text: str) -> int:
         """Take text; returns how much of it belongs to the block, less than all once it is over."""
-        taken = self._scan(text)
-        self._parts.append(text[:taken])
-        self._follow(text[:taken])
-        self.is_over = taken < len(text)
+        is_inside = self._in_string and not (self._after_quote or self._escaped)
+        if is_inside and '"' not in text and "\\" not in text:
+            # Nearly every piece of a long text.
+            taken = len(text)
+        else:
+            taken = self._scan(text)
+            self.is_over = taken < len(text)
+            text = text[:taken]
+        self._parts.append(text)
+        self._follow(text)
         return taken
 
     def _follow(self, text: str) -> None:
         if self._stream is not None:
-            self._certain.append(self._stream.feed(text))
+            if certain := self._stream.feed(text):
+                self._certain.append(certain)
             return
         if self._head is None:
             return
@@ -90,7 +97,10 @@ class HermesBlock:
 
     def take_arguments(self) -> str:
         """What of the first call's arguments has become certain; empty for tools nobody has."""
-        certain, self._certain = "".join(self._certain), []
+        if not self._certain:
+            return ""
+        certain = "".join(self._certain)
+        self._certain.clear()
         return certain
 
     def rest(self, calls: list[Call] | None) -> str:
