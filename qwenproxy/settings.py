@@ -307,6 +307,7 @@ ACCOUNT_WAIT_S = _number("QWENPROXY_ACCOUNT_WAIT_S", 30)
 ON_CLIENT_LEFT = _text("QWENPROXY_ON_CLIENT_LEFT")
 if ON_CLIENT_LEFT not in ("", "finish", "cancel"):
     raise ImproperlyConfigured("QWENPROXY_ON_CLIENT_LEFT must be finish or cancel")
+FETCH_URLS = _bool("QWENPROXY_FETCH_URLS", False)
 # In which member of a chat completion's message thinking is.
 REASONING_FIELD = _choice(
     "QWENPROXY_REASONING_FIELD", "reasoning_content", "reasoning", "both", "none"

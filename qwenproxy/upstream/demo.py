@@ -13,7 +13,7 @@ from typing import Literal
 
 from qwenproxy.errors import NotFound
 from qwenproxy.upstream.protocol import Account, ModelInfo, UpstreamCall
-from qwenproxy.wire import json
+from qwenproxy.wire import attachments, json
 from qwenproxy.wire.events import Event, Finished, Sent, Started, TextDelta, UsageReport
 from qwenproxy.wire.json import JSONObject, JSONValue
 
@@ -22,6 +22,7 @@ WORD_DELAY_S = 0.01
 
 _MAX_QUOTED_CHARS = 400
 _CHARS_PER_TOKEN = 4
+_BLIND = "The demo does not look at images and files."
 _CONNECT = (
     "This is the built-in demo of Qwen Proxy, not a Qwen model. To get real answers, connect an"
     " upstream: open /admin, add an upstream account (an OpenAI-compatible server such as vLLM or"
@@ -59,7 +60,9 @@ class Demo:
         for word in re.findall(r"\S+\s*", answer):
             yield (TextDelta(word),)
             await asyncio.sleep(self._word_delay_s)
-        prompt_tokens = -(-len(text_json) // _CHARS_PER_TOKEN)
+        stored = [attachments.take_out(message)[0] for message in call.messages]
+        counted = len(json.dumps_text({**text, "messages": stored}))
+        prompt_tokens = -(-counted // _CHARS_PER_TOKEN)
         completion_tokens = -(-len(answer) // _CHARS_PER_TOKEN)
         usage = UsageReport(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
         yield (usage, Finished("stop"))
@@ -77,13 +80,19 @@ def _answer(messages: Sequence[JSONObject]) -> str:
         for message in messages
         if message.get("role") == "user" and (text := _text(message.get("content")))
     ]
+    closing = [_BLIND, _CONNECT] if any(map(_has_files, messages)) else [_CONNECT]
     if not said:
-        return f"[demo] {_CONNECT}"
+        return "[demo] " + "\n\n".join(closing)
     parts = [f"[demo] You said: {_quote(said[-1])}"]
     if len(said) > 1:
         # Shows that the history arrived, without a model to use it.
         parts.append(f"Before that you said: {_quote(said[-2])}")
-    return "\n\n".join([*parts, _CONNECT])
+    return "\n\n".join([*parts, *closing])
+
+
+def _has_files(message: JSONObject) -> bool:
+    content = message.get("content")
+    return isinstance(content, list) and not all(map(attachments.is_text, content))
 
 
 def _quote(text: str) -> str:

@@ -97,6 +97,11 @@ def open_client() -> httpx.AsyncClient:
     )
 
 
+def may_fetch_urls() -> bool:
+    """Whether what clients name by address is fetched for upstreams that need it (`fetching`)."""
+    return settings.FETCH_URLS
+
+
 def _proxy_routes(proxies: Mapping[str, str]) -> dict[str, str | None]:
     """Mount patterns for the proxies of the environment; null goes direct, as loopback always does."""
     bypassed = [host.strip() for host in proxies.get("no", "").split(",") if host.strip()]

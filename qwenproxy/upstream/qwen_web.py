@@ -36,12 +36,14 @@ from qwenproxy.errors import (
 )
 from qwenproxy.upstream import http
 from qwenproxy.upstream.protocol import Account, ModelInfo, UpstreamCall
+from qwenproxy.upstream.qwen_web_files import Uploads
 from qwenproxy.upstream.reasoning import for_web
 from qwenproxy.upstream.text_tools import TextTools
 from qwenproxy.wire import json, qwen_web
 from qwenproxy.wire.events import Event, Sent, Started
-from qwenproxy.wire.json import JSONObject
+from qwenproxy.wire.json import JSONObject, JSONValue
 from qwenproxy.wire.qwen_failures import FailureKind, WebFailure, classify
+from qwenproxy.wire.qwen_files import list_files, without_signature
 from qwenproxy.wire.qwen_prompt import UnsupportedContent, render_prompt
 
 logger = logging.getLogger(__name__)
@@ -106,6 +108,7 @@ class QwenWeb:
         self._client = client
         self._account = account
         self._base_url = account.base_url.strip().rstrip("/") or DEFAULT_BASE_URL
+        self._uploads = Uploads(client, account.name, self.ask)
 
     @property
     def account(self) -> Account:
@@ -117,9 +120,12 @@ class QwenWeb:
 
     async def stream(self, call: UpstreamCall) -> AsyncGenerator[Sequence[Event], None]:
         tools = TextTools(call)
-        prompt = _render(call, tools)
+        first_message = call.chat.first_message if call.chat else 0
+        parts = list_files(call.messages, first_message)
+        prompt = _render(call, tools, has_files=bool(parts))
+        files = await self._uploads.entries(parts) if parts else []
         chat_id = call.chat.chat_id if call.chat else await self._open_chat(call.model)
-        body = _completion_body(call, chat_id, prompt)
+        body = _completion_body(call, chat_id, prompt, files)
         request = self._new_request(
             "POST",
             "/api/v2/chat/completions",
@@ -127,7 +133,6 @@ class QwenWeb:
             content=json.dumps(body),
             extra={"x-accel-buffering": "no"},
         )
-        first_message = call.chat.first_message if call.chat else 0
         yield (Sent(_without_text(body), prompt, first_message),)
         started = Started()
         try:
@@ -319,7 +324,7 @@ class QwenWeb:
         return error
 
 
-def _render(call: UpstreamCall, tools: TextTools) -> str:
+def _render(call: UpstreamCall, tools: TextTools, *, has_files: bool) -> str:
     """Write the turn as one text.
 
     Raises:
@@ -337,10 +342,10 @@ def _render(call: UpstreamCall, tools: TextTools) -> str:
         )
     except UnsupportedContent as exc:
         raise InvalidRequest(
-            f"messages.{exc.index}: this upstream takes text only, not {exc.part_type}.",
+            f"messages.{exc.index}: this upstream takes text and files, not {exc.part_type}.",
             param=f"messages.{exc.index}.content",
         ) from exc
-    if not has_user or not prompt.strip():
+    if not has_user or not (prompt.strip() or has_files):
         raise InvalidRequest("This upstream needs a user message with text.", param="messages")
     if len(prompt) > MAX_PROMPT_CHARS:
         raise ContextLengthExceeded(
@@ -351,7 +356,9 @@ def _render(call: UpstreamCall, tools: TextTools) -> str:
     return prompt
 
 
-def _completion_body(call: UpstreamCall, chat_id: str, prompt: str) -> JSONObject:
+def _completion_body(
+    call: UpstreamCall, chat_id: str, prompt: str, files: Sequence[JSONObject]
+) -> JSONObject:
     thinking, thinking_budget = for_web(call.reasoning)
     return qwen_web.completion_body(
         chat_id=chat_id,
@@ -363,13 +370,18 @@ def _completion_body(call: UpstreamCall, chat_id: str, prompt: str) -> JSONObjec
         timestamp_s=int(time.time()),
         fid=str(uuid.uuid4()),
         child_id=str(uuid.uuid4()),
+        files=files,
     )
 
 
 def _without_text(body: JSONObject) -> JSONObject:
     messages = body["messages"]
     assert isinstance(messages, list)
-    return {**body, "messages": [{**messages[0], "content": None}]}  # type: ignore[dict-item]  # our own body
+    message: JSONObject = messages[0]  # type: ignore[assignment]  # our own body
+    files = message["files"]
+    assert isinstance(files, list)
+    kept: list[JSONValue] = [without_signature(entry) for entry in files]  # type: ignore[arg-type]  # as above
+    return {**body, "messages": [{**message, "content": None, "files": kept}]}
 
 
 def _in_chat(event: Event, chat_id: str) -> Event:

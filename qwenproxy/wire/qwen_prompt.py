@@ -2,15 +2,18 @@
 
 A lone user message stays exactly its text; system text goes in front of it. A history with answers in
 it becomes one text with a label per message, calls in Hermes form and results as the models' own
-templates show them. Every text of the history is in the prompt unchanged.
+templates show them. Every text of the history is in the prompt unchanged. Files go beside it; a history
+with answers says where each stood.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from qwenproxy.wire import json
 from qwenproxy.wire.json import JSONObject, JSONValue
+from qwenproxy.wire.qwen_files import is_file, list_files
 
 _SYSTEM_ROLES = ("system", "developer")
 _LABELS = {
@@ -33,7 +36,7 @@ _CONTINUE = (
 
 
 class UnsupportedContent(Exception):
-    """A message holds what cannot be sent as text; `index` is its place in the messages."""
+    """A message holds what is neither text nor a file; `index` is its place in the messages."""
 
     def __init__(self, index: int, part_type: str) -> None:
         super().__init__(f"messages.{index}: content of type {part_type!r} cannot be sent")
@@ -51,7 +54,7 @@ def render_prompt(
         first_message: messages before this index are known to the chat and left out.
 
     Raises:
-        UnsupportedContent: a message to be sent has a part that is not text.
+        UnsupportedContent: a message to be sent has a part that is neither text nor a file.
     """
     start = first_message
     if first_message == 0:
@@ -61,19 +64,33 @@ def render_prompt(
     parts = [text for text in (*head, tool_text) if text]
     rest = range(start, len(messages))
     if any(messages[index].get("role") == "assistant" for index in rest):
+        names = _file_names(messages, first_message)
         is_open = messages[-1].get("role") == "assistant"
         parts.append(_CONTINUE if is_open else _REPLY)
         for index in rest:
             role = messages[index].get("role")
-            parts.append(f"{_LABELS.get(str(role), f'[{role}]')}\n{_message(messages, index)}")
+            parts.append(
+                f"{_LABELS.get(str(role), f'[{role}]')}\n{_message(messages, index, names)}"
+            )
     else:
         parts += [text for index in rest if (text := _message(messages, index))]
     return "\n\n".join(parts)
 
 
-def _message(messages: Sequence[JSONObject], index: int) -> str:
+_Names = Mapping[tuple[int, int], str]
+
+
+def _file_names(messages: Sequence[JSONObject], first_message: int) -> _Names:
+    return {
+        (file.message, file.position): file.name for file in list_files(messages, first_message)
+    }
+
+
+def _message(
+    messages: Sequence[JSONObject], index: int, names: _Names = MappingProxyType({})
+) -> str:
     message = messages[index]
-    text = _content(messages, index)
+    text = _content(messages, index, names)
     if message.get("role") in ("tool", "function"):
         return f"<tool_response>\n{text if text.strip() else '(no output)'}\n</tool_response>"
     calls = message.get("tool_calls")
@@ -102,7 +119,10 @@ def _call(function: JSONObject) -> str:
     return f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>'
 
 
-def _content(messages: Sequence[JSONObject], index: int) -> str:
+def _content(
+    messages: Sequence[JSONObject], index: int, names: _Names = MappingProxyType({})
+) -> str:
+    """The text of a message; a file leaves its name where there is one."""
     content = messages[index].get("content")
     if isinstance(content, str):
         return content
@@ -110,7 +130,13 @@ def _content(messages: Sequence[JSONObject], index: int) -> str:
         return ""
     if not isinstance(content, list):
         raise UnsupportedContent(index, type(content).__name__)
-    return "\n".join(_part_text(part, index) for part in content)
+    texts = []
+    for position, part in enumerate(content):
+        if not is_file(part):
+            texts.append(_part_text(part, index))
+        elif name := names.get((index, position)):
+            texts.append(f"[Attached: {name}]")
+    return "\n".join(texts)
 
 
 def _part_text(part: JSONValue, index: int) -> str:

@@ -7,7 +7,7 @@ where callers find both. Nothing here raises on what the upstream sends, `models
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import orjson
 
@@ -79,10 +79,11 @@ def completion_body(
     chat_mode: str = "normal",
     fid: str,
     child_id: str,
+    files: Sequence[JSONObject] = (),
 ) -> JSONObject:
     """Build the body of one turn: exactly one user message below `parent_id` (null: the root).
 
-    `fid` and `child_id` are fresh UUIDs; the server makes its own ids for both nodes. Search is off,
+    `files` are entries of `qwen_files`; `fid` and `child_id` are fresh UUIDs; the server makes its own ids for both nodes. Search is off,
     and the model does not choose by itself whether to think.
     """
     features: JSONObject = {
@@ -113,7 +114,7 @@ def completion_body(
                 "role": "user",
                 "content": text,
                 "user_action": "chat",
-                "files": [],
+                "files": list(files),
                 "timestamp": timestamp_s,
                 "models": [model],
                 "model": "",

@@ -20,6 +20,7 @@ from typing import Any
 import uvicorn
 
 from tests.doubles import model as small_model
+from tests.doubles import oss
 from tests.doubles.server import Exchange, Recorded, Reply, ScriptedServer
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "synthetic"
@@ -31,6 +32,12 @@ NEW_CHAT = "/api/v2/chats/new"
 MODELS = "/api/models"
 SESSION = "/api/v1/auths/"
 REFRESH = "/api/v2/auths/refresh"
+STS_TOKEN = "/api/v2/files/getstsToken"
+PARSE = "/api/v2/files/parse"
+PARSE_STATUS = "/api/v2/files/parse/status"
+# Its object store, on the same host: an endpoint that is an IP address has buckets in the path.
+BUCKET = "qwen-webui-prod"
+_REGION = "ap-southeast-1"
 
 # The ids that the synthetic streams use; a raw reply gets the chat's real ones in their place.
 _FIXTURE_CHAT = b"11111111-1111-4111-8111-111111111111"
@@ -55,6 +62,20 @@ class Node:
     parent_id: str | None
     role: str
     content: str = ""
+
+
+@dataclass
+class Upload:
+    """An object that was announced; `content` is null until it is there."""
+
+    id: str
+    path: str
+    wanted: dict[str, Any]
+    url: str
+    content: bytes | None = None
+    content_type: str = ""
+    # Null: nobody asked for it to be read.
+    parsed: str | None = None
 
 
 @dataclass
@@ -140,6 +161,12 @@ class QwenWebDouble(ScriptedServer):
         # What the next renewals give.
         self.next_tokens: list[tuple[str, str]] = []
         self.chats: dict[str, Chat] = {}
+        # By id, in their order.
+        self.uploads: dict[str, Upload] = {}
+        # What a document says before it is read, and then: `success` or `failed`.
+        self.parse_answers = ["pending"]
+        self.parse_end = "success"
+        self._lent: dict[str, tuple[str, str]] = {}
         self.models = [
             model_entry("qwen3-max"),
             model_entry("qwen3-coder-plus"),
@@ -153,6 +180,9 @@ class QwenWebDouble(ScriptedServer):
         return self.requests_to(COMPLETIONS)
 
     async def answer(self, request: Recorded, exchange: Exchange) -> None:
+        if request.method == "PUT" and request.path.startswith(f"/{BUCKET}/"):
+            await self._store(request, exchange)
+            return
         route = {
             ("GET", MODELS): self._list_models,
             ("POST", NEW_CHAT): self._new_chat,
@@ -160,6 +190,9 @@ class QwenWebDouble(ScriptedServer):
             ("POST", STOP): self._stop,
             ("GET", SESSION): self._session,
             ("GET", REFRESH): self._refresh,
+            ("POST", STS_TOKEN): self._lend,
+            ("POST", PARSE): self._parse,
+            ("POST", PARSE_STATUS): self._parse_status,
         }.get((request.method, request.path))
         if route is None:
             await self.send_json(exchange, {"detail": "Not Found"}, status=404)
@@ -189,6 +222,85 @@ class QwenWebDouble(ScriptedServer):
             self.access_token, self.refresh_token = self.next_tokens.pop(0)
             tokens = {"access_token": self.access_token, "refresh_token": self.refresh_token}
             await self._success(exchange, tokens)
+
+    async def _lend(self, request: Recorded, exchange: Exchange, reply: Reply | None) -> None:
+        wanted = request.body
+        if not self._knows(request):
+            await self._error(exchange, "Unauthorized", "Token has expired")
+            return
+        if wanted["filetype"] not in ("image", "video", "audio", "file"):
+            await self._error(exchange, "RequestValidationError", "Field 'filetype': not allowed")
+            return
+        file_id = str(uuid.uuid4())
+        path = f"{uuid.UUID(int=1)}/{file_id}_{wanted['filename']}"
+        endpoint = f"http://{request.headers['host']}"
+        url = f"{endpoint}/{BUCKET}/{path}?x-oss-expires=300&x-oss-signature=planted"
+        self.uploads[file_id] = Upload(file_id, path, wanted, url)
+        key_id = f"STS.{len(self.uploads)}"
+        self._lent[key_id] = f"secret of {key_id}", f"token of {key_id}"
+        lent = {
+            "access_key_id": key_id,
+            "access_key_secret": self._lent[key_id][0],
+            "security_token": self._lent[key_id][1],
+            "file_url": url,
+            "file_path": path,
+            "file_id": file_id,
+            "bucketname": BUCKET,
+            "region": f"oss-{_REGION}",
+            "endpoint": endpoint,
+        }
+        await self._success(exchange, lent)
+
+    async def _store(self, request: Recorded, exchange: Exchange) -> None:
+        scope = exchange.scope
+        code = oss.why_refused(
+            "PUT",
+            scope["raw_path"].decode(),
+            scope["query_string"].decode(),
+            request.headers,
+            secrets=self._lent,
+            region=_REGION,
+        )
+        key = request.path.removeprefix(f"/{BUCKET}/")
+        upload = next((found for found in self.uploads.values() if found.path == key), None)
+        if reply := self.next_reply(BUCKET):
+            await self.send_simple(exchange, reply)
+        elif code or upload is None:
+            xml = f"<Error><Code>{code or 'AccessDenied'}</Code></Error>"
+            await self.send_json(exchange, xml, status=403)
+        else:
+            body = request.body
+            upload.content = body if isinstance(body, bytes) else json.dumps(body).encode()
+            upload.content_type = request.headers["content-type"]
+            await exchange.whole(200, {}, b"")
+
+    async def _parse(self, request: Recorded, exchange: Exchange, reply: Reply | None) -> None:
+        upload = self.uploads.get(request.body.get("file_id"))
+        if upload is None or upload.content is None:
+            await self._error(exchange, "Not_Found", "The file does not exist")
+            return
+        upload.parsed = "pending"
+        await self._success(exchange, {"status": "pending"})
+
+    async def _parse_status(
+        self, request: Recorded, exchange: Exchange, reply: Reply | None
+    ) -> None:
+        found = []
+        for file_id in request.body["file_id_list"]:
+            upload = self.uploads[file_id]
+            upload.parsed = self.parse_answers.pop(0) if self.parse_answers else self.parse_end
+            found.append({"file_id": file_id, "status": upload.parsed})
+        await self._success(exchange, found)
+
+    def _file_problem(self, entry: dict[str, Any]) -> str | None:
+        upload = self.uploads.get(entry["id"])
+        if upload is None or upload.content is None or entry["url"] != upload.url:
+            return "The file does not exist"
+        if entry["size"] != len(upload.content) or entry["type"] != upload.wanted["filetype"]:
+            return "The file is another one"
+        if entry["type"] == "file" and upload.parsed != "success":
+            return "The file was not parsed"
+        return None
 
     async def _list_models(self, _: Recorded, exchange: Exchange, reply: Reply | None) -> None:
         listed: dict[str, Any] = {"data": self.models}
@@ -263,6 +375,9 @@ class QwenWebDouble(ScriptedServer):
             return "Bad_Request", f"Invalid input chat parent_id {parent_id} is not exist."
         if chat.running is not None:
             return "Bad_Request", "The chat is in progress!"
+        for entry in message["files"]:
+            if problem := self._file_problem(entry):
+                return "Bad_Request", problem
         return None
 
     def _records(self, chat: Chat, user: Node, node: Node, reply: Reply) -> list[bytes]:

@@ -299,8 +299,9 @@ def test_images_go_to_upstreams_that_take_them(open_gateway, upstream):
     upstream.enqueue("A picture.")
     answer = ask(open_gateway(), upstream.model, [{"role": "user", "content": content}])
     if upstream.kind == "qwen_web":
-        assert answer.status_code == 400
-        assert "takes text only, not image_url" in answer.json()["error"]["message"]
+        assert answer.status_code == 200
+        (upload,) = upstream.double.uploads.values()
+        assert (upload.content, upload.content_type) == (b"\x89PNG\r\n\x1a\n", "image/png")
     else:
         (message,) = upstream.turns[-1].body["messages"]
         assert message["content"][1] == {

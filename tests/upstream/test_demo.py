@@ -46,7 +46,19 @@ def test_earlier_text_is_remembered():
     ],
 )
 def test_it_answers_without_a_text(messages):
-    assert ask_demo(*messages).answer.text.startswith("[demo] This is the built-in demo")
+    text = ask_demo(*messages).answer.text
+    assert text.startswith("[demo] ")
+    assert "This is the built-in demo" in text
+
+
+def test_it_says_that_it_looks_at_no_files():
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 40_000}}
+    content = [{"type": "text", "text": "What is it?"}, part]
+    answer = ask_demo({"role": "user", "content": content}).answer
+    assert "You said: What is it?" in answer.text
+    assert "does not look at images" in answer.text
+    assert answer.usage.prompt_tokens < 200
+    assert "does not look" not in ask_demo({"role": "user", "content": "Hi"}).answer.text
 
 
 def test_usage_is_an_estimate():

@@ -394,8 +394,8 @@ def test_user_text_is_required(qwen_web, messages):
     assert not qwen_web.double.requests
 
 
-def test_images_are_refused_by_their_place(qwen_web):
-    part = {"type": "image_url", "image_url": {"url": "data:"}}
+def test_other_parts_are_refused_by_their_place(qwen_web):
+    part = {"type": "tool_use", "id": "x"}
     call = make_call({"role": "system", "content": "S"}, {"role": "user", "content": [part]})
     outcome = ask_double(qwen_web, call=call)
     assert isinstance(outcome.error, InvalidRequest)

@@ -156,10 +156,32 @@ def test_text_parts_are_joined_by_lines():
     assert render_prompt([{"role": "user", "content": parts}]) == "<task>\nb\nno\nd"
 
 
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+
+
+def test_a_file_beside_a_question_leaves_no_text():
+    content = [IMAGE, {"type": "text", "text": "What is it?"}]
+    assert render_prompt([{"role": "user", "content": content}]) == "What is it?"
+    assert render_prompt([{"role": "user", "content": [IMAGE]}]) == ""
+
+
+def test_a_history_names_its_files_where_they_stood():
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "One"}, IMAGE]},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": [IMAGE, {"type": "text", "text": "Two"}]},
+    ]
+    prompt = render_prompt(messages)
+    assert "[User]\nOne\n[Attached: image-1.png]" in prompt
+    assert "[User]\n[Attached: image-2.png]\nTwo" in prompt
+    # What a chat knows has no names of this turn.
+    assert render_prompt(messages, first_message=2) == "Two"
+
+
 @pytest.mark.parametrize(
     ("content", "part_type"),
     [
-        pytest.param([{"type": "image_url", "image_url": {"url": "x"}}], "image_url", id="image"),
+        pytest.param([{"type": "tool_use", "id": "x"}], "tool_use", id="call"),
         pytest.param([{"type": "text", "text": 5}], "text", id="number-as-text"),
         pytest.param([{}], "None", id="no-type"),
         pytest.param([5], "int", id="number"),
