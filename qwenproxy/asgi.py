@@ -97,7 +97,9 @@ class Application:
     async def _start(self) -> Callable[[], Awaitable[None]]:
         client = open_client()
         routing = Routing(
-            partial(make_upstream, client),
+            partial(
+                make_upstream, client, json_by_instruction=settings.JSON_BY_INSTRUCTION_ACCOUNTS
+            ),
             models_ttl_s=settings.MODELS_TTL_S,
             default_model=settings.DEFAULT_MODEL,
             aliases=settings.MODEL_ALIASES,

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 _EXPOSED = ", ".join(
     (
-        "x-request-id, request-id, x-session-id, retry-after, retry-after-ms",
+        "x-request-id, request-id, x-session-id, retry-after, retry-after-ms, x-qwenproxy-ignored",
         *(
             f"x-ratelimit-{what}-{of}"
             for what in ("limit", "remaining", "reset")

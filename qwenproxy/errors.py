@@ -6,7 +6,8 @@
      +- UpstreamError 502
      |   +- UpstreamTimeout 504 . UpstreamRateLimited 429 . UpstreamChallenged 503
      |   +- UpstreamAuthExpired 503 . UpstreamRefused 400/403 . ContextLengthExceeded 400
-     |   +- UpstreamProtocolError 502 . AnswerTooLong 502 . UpstreamChatBusy 409 . UpstreamChatGone 409
+     |   +- UpstreamProtocolError 502 . AnswerTooLong 502 . InvalidJSONAnswer 502
+     |   . UpstreamChatBusy 409 . UpstreamChatGone 409
      +- NoUpstream 503 . UpstreamBusy 503 . NoAccountReady 503 (AllRateLimited 429)
      +- RecorderUnavailable 503 . SchemaNotReady 503 . ShuttingDown 503
 
@@ -185,6 +186,15 @@ class AnswerTooLong(UpstreamError):
 
     code = "answer_too_long"
     retryable = False
+
+
+class InvalidJSONAnswer(UpstreamError):
+    """The model's answer does not fit `response_format`, also when asked again."""
+
+    code = "invalid_json_answer"
+    retryable = False
+    # OpenAI's clients would ask twice more by themselves, each time for two answers.
+    headers = MappingProxyType({"x-should-retry": "false"})
 
 
 class UpstreamChatBusy(UpstreamError):

@@ -366,6 +366,8 @@ def _aliases() -> list[tuple[str, str]]:
 
 # Shell-style pattern -> model id; an empty id stands for the default model.
 MODEL_ALIASES = _aliases()
+# Shell-style patterns of names of accounts whose server has no `response_format`.
+JSON_BY_INSTRUCTION_ACCOUNTS = _list("QWENPROXY_JSON_BY_INSTRUCTION_ACCOUNTS")
 
 # --- Django ---
 

@@ -119,7 +119,7 @@ class KeepRedacted(Keep):
             reply=reply and Node(reply.digest, self._redaction.object(reply.message)),
             reasoning=self._redaction.text(closing.reasoning),
             error_message=None if error is None else self._redaction.text(error),
-            upstream_response=self._json(closing.upstream_response),
+            upstream_response=self._json(_without(closing.upstream_response, "logprobs")),
             attempts=self._json(closing.attempts),
             sent=sent and self._sent(sent),
         )
@@ -193,7 +193,9 @@ class KeepMetadata(Keep):
             reply=reply and Node(reply.digest, {"role": reply.role}),
             reasoning="",
             error_message=closing.error_code,
-            upstream_response=self._without_text(closing.upstream_response),
+            upstream_response=_without(
+                closing.upstream_response, "raw_text", "refused", "logprobs", "error_body"
+            ),
             attempts=self._without_messages(closing.attempts),
             sent=sent and _bare(sent),
         )
@@ -214,15 +216,6 @@ class KeepMetadata(Keep):
         )
 
     @staticmethod
-    def _without_text(upstream_response: str) -> str:
-        found = json.loads_text(upstream_response or "{}")
-        assert isinstance(found, dict)
-        kept: JSONObject = {
-            name: value for name, value in found.items() if name not in ("raw_text", "error_body")
-        }
-        return json.dumps_text(kept) if kept else ""
-
-    @staticmethod
     def _without_messages(attempts: str) -> str:
         found = json.loads_text(attempts)
         assert isinstance(found, list)
@@ -232,6 +225,14 @@ class KeepMetadata(Keep):
             if isinstance(attempt, dict)
         ]
         return json.dumps_text(kept)
+
+
+def _without(upstream_response: str, *names: str) -> str:
+    """What the upstream said without these members; log probabilities spell its text, token by token."""
+    found = json.loads_text(upstream_response or "{}")
+    assert isinstance(found, dict)
+    kept: JSONObject = {name: value for name, value in found.items() if name not in names}
+    return json.dumps_text(kept) if kept else ""
 
 
 def is_bare(message: JSONObject) -> bool:

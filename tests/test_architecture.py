@@ -75,7 +75,13 @@ HOMES = {
         "qwenproxy.schema.watch",
     ),
     # asgi closes the pool at shutdown, where no loop may wait for it.
-    "to_thread": ("qwenproxy.database", "requests_app.recorder", "qwenproxy.asgi"),
+    # A long answer is checked against its schema beside the loop.
+    "to_thread": (
+        "qwenproxy.database",
+        "requests_app.recorder",
+        "qwenproxy.asgi",
+        "qwenproxy.upstream.json_answers",
+    ),
     # asgi names the settings module, as every Django project's does.
     "environ": ("qwenproxy.settings", "qwenproxy.asgi"),
     "getenv": (),

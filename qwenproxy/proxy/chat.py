@@ -16,7 +16,20 @@ from qwenproxy.wire import json, openai_chat, openai_completions
 from qwenproxy.wire.events import UsageReport
 from qwenproxy.wire.json import JSONObject
 
-CHAT = Dialect("chatcmpl-", openai_chat.ChatChunkEncoder, openai_chat.completion)
+
+def _add_logprobs(body: JSONObject, logprobs: JSONObject) -> None:
+    choices = body["choices"]
+    assert isinstance(choices, list)
+    assert isinstance(choices[0], dict)
+    choices[0]["logprobs"] = logprobs
+
+
+CHAT = Dialect(
+    "chatcmpl-",
+    openai_chat.ChatChunkEncoder,
+    openai_chat.completion,
+    add_logprobs=_add_logprobs,
+)
 
 
 def _whole_completion(
@@ -39,7 +52,12 @@ def _whole_completion(
     )
 
 
-COMPLETIONS = Dialect("cmpl-", openai_completions.CompletionChunkEncoder, _whole_completion)
+COMPLETIONS = Dialect(
+    "cmpl-",
+    openai_completions.CompletionChunkEncoder,
+    _whole_completion,
+    add_logprobs=_add_logprobs,
+)
 
 
 async def create_chat_completion(request: GatewayRequest) -> HttpResponseBase:

@@ -44,3 +44,5 @@ class Dialect:
     make_encoder: Callable[..., Encoder]
     whole: Whole
     error_body: Callable[[GatewayError], JSONObject] = to_openai_error
+    # Puts log probabilities into a whole answer; null where the protocol has no place for them.
+    add_logprobs: Callable[[JSONObject, JSONObject], None] | None = None

@@ -32,6 +32,10 @@ def upstream_response(answer: Accumulator, error: UpstreamError | None = None) -
     }
     if answer.raw_text:
         body["raw_text"] = answer.raw_text
+    if answer.refused:
+        body["refused"] = answer.refused
+    if answer.logprobs is not None:
+        body["logprobs"] = answer.logprobs
     if error is not None:
         body["error_body"] = error.body
         body["status"] = error.upstream_status

@@ -38,6 +38,8 @@ class Body:
     stream: bool = False
     include_usage: bool = False
     user: str | None = None
+    # The turn runs on when its client leaves.
+    background: bool = False
     # The text of a legacy completion.
     prompt: str | None = None
     # What goes upstream besides model, messages and tools.
@@ -205,10 +207,36 @@ def _check_common(body: Body) -> None:
     body.include_usage = _include_usage(sent)
     if sent.get("n") not in (None, 1):
         raise InvalidRequest("n must be 1: one answer a request", param="n")
-    for name in ("logprobs", "top_logprobs"):
-        if sent.get(name):
-            raise InvalidRequest(f"{name}: log probabilities are not carried", param=name)
+    _check_stop(sent.get("stop"))
+    _check_response_format(sent.get("response_format"))
     body.parameters = {name: value for name, value in sent.items() if name not in _OWN}
+
+
+def _check_stop(stop: JSONValue) -> None:
+    listed = stop if isinstance(stop, list) else [stop]
+    if stop is not None and not all(isinstance(text, str) for text in listed):
+        raise InvalidRequest("stop must be a text or a list of texts", param="stop")
+
+
+def _check_response_format(form: JSONValue) -> None:
+    if form is None:
+        return
+    if not isinstance(form, dict):
+        raise InvalidRequest("response_format must be an object", param="response_format")
+    if not isinstance(form.get("type"), str):
+        raise InvalidRequest("response_format.type must be a text", param="response_format.type")
+    if form["type"] != "json_schema":
+        return
+    described = form.get("json_schema")
+    if not isinstance(described, dict):
+        raise InvalidRequest(
+            "response_format.json_schema must be an object", param="response_format.json_schema"
+        )
+    if not isinstance(described.get("schema"), dict):
+        raise InvalidRequest(
+            "response_format.json_schema.schema must be an object",
+            param="response_format.json_schema.schema",
+        )
 
 
 def _include_usage(sent: JSONObject) -> bool:

@@ -43,13 +43,16 @@ from qwenproxy.proxy.lanes import Lane, Place, Route, Wishes
 from qwenproxy.proxy.outcome import counted, reserved_tokens, upstream_response
 from qwenproxy.proxy.schemas import Body
 from qwenproxy.proxy.streaming import ClientStream
+from qwenproxy.upstream import parameters
 from qwenproxy.upstream.protocol import ChatTarget, Upstream, UpstreamCall, hide_secrets
 from qwenproxy.wire import history, json
 from qwenproxy.wire.events import (
     Accumulator,
+    Again,
     Asked,
     Event,
     Finished,
+    LogProbs,
     ReasoningDelta,
     Started,
     TextDelta,
@@ -65,6 +68,7 @@ logger = logging.getLogger(__name__)
 # Another try at the same account would end the same way, or make things worse.
 _NOT_AGAIN = (UpstreamTimeout, UpstreamRateLimited, UpstreamChallenged, UpstreamAuthExpired)
 _FIRST_DELAY_S = 0.25
+_IGNORED_HEADER = "x-qwenproxy-ignored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,7 @@ class Turn:
     _started_at: float = field(init=False, default_factory=time.monotonic)
     _first_at: float | None = field(init=False, default=None)
     _attempts: list[JSONObject] = field(init=False, default_factory=list)
+    _attempt_began: float = field(init=False, default=0.0)
     _chars: int = field(init=False, default=0)
     _place: Place | None = field(init=False, default=None)
     # For an account that has a place.
@@ -112,6 +117,8 @@ class Turn:
     # Why the conversation's chat cannot go on: busy or gone.
     _lost_chat: str = field(init=False, default="")
     _ending: Literal["", "cancelled", "interrupted"] = field(init=False, default="")
+    # By a request of its own; the client may be there still.
+    _was_cancelled: bool = field(init=False, default=False)
     _has_failed: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
@@ -175,6 +182,18 @@ class Turn:
     def interrupt(self) -> None:
         """End the turn with what there is: the gateway stops."""
         self._end_early("interrupted")
+
+    async def cancel(self) -> None:
+        """End the turn with what there is, as its client asked in another request; return after its end."""
+        self._was_cancelled = True
+        self._end_early("cancelled")
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    @property
+    def created(self) -> int:
+        """When it began, in seconds since 1970."""
+        return int(self._opening.created_at.timestamp())
 
     # The record of its beginning.
 
@@ -349,22 +368,16 @@ class Turn:
     async def _try(self, place: Place, chat: ChatTarget | None) -> None:
         upstream = self._upstream = place.upstream
         self.answer = Accumulator()
-        attempt: JSONObject = {
-            "account": upstream.account.name,
-            "started": int(time.time() * 1000),
-            "ms": None,
-            "cause": None,
-        }
-        self._attempts.append(attempt)
-        asked = Asked(upstream.account.id, self._upstream_label, attempt)
-        self.gateway.recorder.append(self.response_id, [asked])
-        began = time.monotonic()
+        self._name_ignored(upstream)
+        attempt = self._begin_attempt(upstream)
         if chat is not None:
             self.gateway.busy_chats.add(chat.chat_id)
         try:
             async with aclosing(upstream.stream(self._make_call(chat))) as batches:
                 async for events in batches:
                     self._take(events)
+                    if type(events[0]) is Again:
+                        attempt = await self._ask_again(place, attempt, events[0])
             if self.answer.finish_reason is None:
                 raise UpstreamProtocolError("the upstream's answer has no end")
             place.succeeded()
@@ -383,9 +396,40 @@ class Turn:
             await upstream.stop(self.answer.started)
             raise
         finally:
-            attempt["ms"] = round((time.monotonic() - began) * 1000)
+            self._end_attempt(attempt)
             if chat is not None:
                 self.gateway.busy_chats.discard(chat.chat_id)
+
+    def _begin_attempt(self, upstream: Upstream) -> JSONObject:
+        attempt: JSONObject = {
+            "account": upstream.account.name,
+            "started": int(time.time() * 1000),
+            "ms": None,
+            "cause": None,
+        }
+        self._attempts.append(attempt)
+        self._attempt_began = time.monotonic()
+        asked = Asked(upstream.account.id, self._upstream_label, attempt)
+        self.gateway.recorder.append(self.response_id, [asked])
+        return attempt
+
+    def _end_attempt(self, attempt: JSONObject) -> None:
+        attempt["ms"] = round((time.monotonic() - self._attempt_began) * 1000)
+
+    async def _ask_again(self, place: Place, attempt: JSONObject, again: Again) -> JSONObject:
+        """The upstream's client asks a second time by itself: an attempt of its own, at the account's pace."""
+        attempt["cause"] = again.cause[:500]
+        self._end_attempt(attempt)
+        await place.again()
+        return self._begin_attempt(place.upstream)
+
+    def _name_ignored(self, upstream: Upstream) -> None:
+        """Tell the client what has no effect with this account; it is told of the last one asked."""
+        names = parameters.ignored(upstream.account.kind, self.body.parameters)
+        if names:
+            self.client[_IGNORED_HEADER] = ", ".join(names)
+        else:
+            self.client.headers.pop(_IGNORED_HEADER, None)
 
     def _make_call(self, chat: ChatTarget | None) -> UpstreamCall:
         body = self.body
@@ -412,7 +456,7 @@ class Turn:
             elif isinstance(event, ToolCallDelta):
                 has_content = True
                 chars += len(event.arguments)
-            elif kind is Finished:
+            elif kind is Finished or kind is LogProbs:
                 has_content = True
         if not has_content:
             self.gateway.recorder.append(self.response_id, events)
@@ -454,6 +498,8 @@ class Turn:
                 finish_reason=reason,
                 usage=usage,
             )
+            if self.answer.logprobs is not None and self.dialect.add_logprobs is not None:
+                self.dialect.add_logprobs(whole, self.answer.logprobs)
             self.client.append(json.dumps(whole))
         self.client.end()
 
@@ -477,6 +523,9 @@ class Turn:
             closing.http_status = 200 if self.client.has_head else 499
             closing.error_type, closing.error_code = "client_error", "client_left"
             closing.error_message = "the client left before the answer's end"
+            if self._was_cancelled:
+                closing.error_code = "cancelled"
+                closing.error_message = "the response was cancelled"
         if isinstance(error, UpstreamError) and error.body:
             closing.upstream_response = upstream_response(self.answer, error)
         try:
@@ -502,6 +551,8 @@ class Turn:
         )
 
     def _client_left(self) -> None:
+        if self.body.background:
+            return
         if self._is_waiting:
             # There is no answer yet that could be finished.
             self._end_early("cancelled")
@@ -536,6 +587,7 @@ class Turn:
         if usage is not None or reply is not None:
             usage = counted(self.body, self.answer)
         started = answer.started
+        goes_on = status == "completed" and not answer.is_cut
         now = time.monotonic()
         return Closing(
             session_id=self.opened.session_id,
@@ -566,8 +618,8 @@ class Turn:
             attempts=json.dumps_text(self._attempts),
             sent=answer.sent,
             chat=self._chat_row(started),
-            upstream_id=started.response_id if status == "completed" else None,
-            upstream_parent_id=started.parent_id,
+            upstream_id=started.response_id if goes_on else None,
+            upstream_parent_id=None if answer.is_cut else started.parent_id,
             keep=self._opening.keep,
         )
 

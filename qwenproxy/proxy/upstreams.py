@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from qwenproxy.access.accounts import StoredAccount
@@ -15,17 +17,25 @@ if TYPE_CHECKING:
     import httpx
 
 
-def make_upstream(client: httpx.AsyncClient, stored: StoredAccount) -> Upstream:
+def make_upstream(
+    client: httpx.AsyncClient, stored: StoredAccount, *, json_by_instruction: Sequence[str] = ()
+) -> Upstream:
+    """Make the client of an account.
+
+    Args:
+        json_by_instruction: shell-style patterns of the accounts whose server has no `response_format`.
+    """
     account = _account(stored)
+    by_instruction = any(fnmatchcase(account.name, pattern) for pattern in json_by_instruction)
     match account.kind:
         case "qwen_web":
             return QwenWeb(client, account)
         case "dashscope":
-            return DashScope(client, account)
+            return DashScope(client, account, json_by_instruction=by_instruction)
         case "demo":
             return Demo(account)
         case "openai_compatible":
-            return OpenAICompatible(client, account)
+            return OpenAICompatible(client, account, json_by_instruction=by_instruction)
 
 
 def _account(stored: StoredAccount) -> Account:

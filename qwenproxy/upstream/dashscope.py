@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
+from qwenproxy.errors import InvalidRequest
 from qwenproxy.upstream.openai_compatible import OpenAICompatible
+from qwenproxy.upstream.parameters import refuse
 from qwenproxy.upstream.protocol import UpstreamCall
 from qwenproxy.upstream.reasoning import for_dashscope
 from qwenproxy.wire.json import JSONObject
@@ -27,6 +29,7 @@ _COMPLETIONS_ONLY = ("best_of", "echo", "logprobs", "suffix")
 
 class DashScope(OpenAICompatible):
     has_completions = False
+    leaks_calls = False
 
     @staticmethod
     def resolve_base_url(base_url: str) -> str:
@@ -45,6 +48,16 @@ class DashScope(OpenAICompatible):
         return for_dashscope(parameters, call.reasoning)
 
     def parameters(self, call: UpstreamCall) -> JSONObject:
+        refuse("dashscope", call.parameters)
         if call.prompt is None:
-            return call.parameters
-        return {k: v for k, v in call.parameters.items() if k not in _COMPLETIONS_ONLY}
+            return super().parameters(call)
+        if call.parameters.get("logprobs"):
+            # A chat's have another form.
+            raise InvalidRequest(
+                "logprobs of a legacy completion are not supported by this upstream (dashscope);"
+                " ask for a chat completion",
+                param="logprobs",
+                code="unsupported_parameter",
+            )
+        parameters = super().parameters(call)
+        return {k: v for k, v in parameters.items() if k not in _COMPLETIONS_ONLY}

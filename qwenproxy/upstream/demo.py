@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Literal
 
 from qwenproxy.errors import NotFound
+from qwenproxy.upstream.parameters import refuse
 from qwenproxy.upstream.protocol import Account, ModelInfo, UpstreamCall
 from qwenproxy.wire import attachments, json
 from qwenproxy.wire.events import Event, Finished, Sent, Started, TextDelta, UsageReport
@@ -45,6 +46,7 @@ class Demo:
         return self._account
 
     async def stream(self, call: UpstreamCall) -> AsyncGenerator[Sequence[Event], None]:
+        refuse("demo", call.parameters)
         if call.model != MODEL:
             raise NotFound(
                 f"The demo account serves {MODEL} only.", param="model", code="model_not_found"

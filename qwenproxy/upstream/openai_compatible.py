@@ -27,8 +27,10 @@ from qwenproxy.errors import (
     UpstreamTimeout,
 )
 from qwenproxy.upstream import http
+from qwenproxy.upstream.json_answers import checked
 from qwenproxy.upstream.protocol import Account, ModelInfo, UpstreamCall
 from qwenproxy.upstream.reasoning import for_server
+from qwenproxy.upstream.text_tools import leaked_calls
 from qwenproxy.wire import json, openai_chat
 from qwenproxy.wire.events import Event, Sent, Started
 from qwenproxy.wire.json import JSONObject, JSONValue
@@ -87,14 +89,22 @@ class OpenAICompatible:
     on_client_left: Literal["finish", "cancel"] = "cancel"
     # It has `/completions`; elsewhere a prompt is sent as a chat with one user message.
     has_completions = True
+    # It may run without a parser for calls, and leave them in the text.
+    leaks_calls = True
 
-    def __init__(self, client: httpx.AsyncClient, account: Account) -> None:
+    def __init__(
+        self, client: httpx.AsyncClient, account: Account, *, json_by_instruction: bool = False
+    ) -> None:
         self._client = client
         self._account = account
+        # The server has no `response_format`.
+        self._json_by_instruction = json_by_instruction
         self._base_url = self.resolve_base_url(account.base_url)
         self._headers: httpx.Headers | None = None
         # Model -> whom the list names as its owner: most servers name themselves.
         self._owners: dict[str, str] = {}
+        # Models, and whether they were to think, whose template was seen to open the thinking.
+        self._opens_thinking: set[tuple[str, bool | None]] = set()
 
     @property
     def account(self) -> Account:
@@ -106,11 +116,17 @@ class OpenAICompatible:
         base_url = base_url.strip().rstrip("/").removesuffix("/chat/completions")
         return base_url if urlsplit(base_url).path else f"{base_url}/v1"
 
-    async def stream(self, call: UpstreamCall) -> AsyncGenerator[Sequence[Event], None]:
+    def stream(self, call: UpstreamCall) -> AsyncGenerator[Sequence[Event], None]:
+        if self._json_by_instruction and call.parameters.get("response_format"):
+            return checked(call, self._stream)
+        return self._stream(call)
+
+    async def _stream(self, call: UpstreamCall) -> AsyncGenerator[Sequence[Event], None]:
         path, sent, content = self._encode(call)
         request = self._new_request("POST", path, content=content)
         yield (sent,)
         name, tail = self._account.name, http.Tail()
+        events: list[Event]
         async with (
             http.open_response(self._client, request, account_name=name) as response,
             aclosing(http.body_chunks(response)) as chunks,
@@ -122,23 +138,29 @@ class OpenAICompatible:
             if kind == "html":
                 raise self._web_page_error(response, first)
             if kind == "json":
-                yield await self._decode_whole(first, chunks)
+                events = await self._decode_whole(first, chunks)
+                leaks = leaked_calls(call) if self.leaks_calls and call.tools else None
+                yield events if leaks is None else leaks.read(events, is_last=True)
                 return
             # One loop and no generators inside it: this runs for every chunk.
-            lines, decoder = SSEDecoder(), ChatStreamDecoder(new_id=_new_call_id)
+            lines, decoder = SSEDecoder(), self._new_decoder(call)
+            leaks = leaked_calls(call) if self.leaks_calls and call.tools else None
             read: bytes | None = first
             while not decoder.is_done:
-                events: list[Event] = []
+                events = []
                 for payload in lines.finish() if read is None else lines.feed(read):
                     events += decoder.feed(payload)
                 if read is None:
                     events += decoder.finish()
+                if leaks is not None:
+                    events = leaks.read(events, is_last=decoder.is_done)
                 if events:
                     yield events
                 if not decoder.is_done:
                     read = await (tail.read(chunks) if decoder.has_finish else anext(chunks, None))
             if decoder.error is not None:
                 raise stream_error(decoder.error, account_name=name)
+            self._learn(call, decoder)
             if read is not None:
                 await http.drain(chunks)
 
@@ -190,9 +212,9 @@ class OpenAICompatible:
         is_completion = call.prompt is not None and self.has_completions
         text: JSONObject
         if is_completion:
-            text = {"prompt": call.prompt}
+            text = {"prompt": f"{call.prompt}\n\n{call.note}" if call.note else call.prompt}
         else:
-            text = {"messages": list(call.messages)}
+            text = {"messages": _with_note(call.messages, call.note)}
             if call.tools is not None:
                 text["tools"] = call.tools
         rest: JSONObject = {
@@ -208,7 +230,19 @@ class OpenAICompatible:
 
     def parameters(self, call: UpstreamCall) -> JSONObject:
         """The client's parameters in the form in which this kind of server takes them."""
-        return call.parameters
+        if not self._json_by_instruction or "response_format" not in call.parameters:
+            return call.parameters
+        return {k: v for k, v in call.parameters.items() if k != "response_format"}
+
+    def _new_decoder(self, call: UpstreamCall) -> ChatStreamDecoder:
+        is_open = (call.model, call.reasoning.is_on) in self._opens_thinking
+        return ChatStreamDecoder(new_id=_new_call_id, think_open=is_open)
+
+    def _learn(self, call: UpstreamCall, decoder: ChatStreamDecoder) -> None:
+        if decoder.opens_thinking:
+            self._opens_thinking.add((call.model, call.reasoning.is_on))
+        elif decoder.opens_thinking is False:
+            self._opens_thinking.discard((call.model, call.reasoning.is_on))
 
     def reasoned(self, parameters: JSONObject, call: UpstreamCall) -> JSONObject:
         """The parameters with the wish for thinking as this server takes it."""
@@ -229,6 +263,19 @@ class OpenAICompatible:
             body=first.decode("utf-8", "replace"),
             upstream_status=response.status_code,
         )
+
+
+def _with_note(messages: Sequence[JSONObject], note: str) -> list[JSONValue]:
+    """The messages with a note at their end, in the last one where that is a user's text.
+
+    Not as a system message: newer Qwen templates refuse one that is not the first.
+    """
+    if not note:
+        return list(messages)
+    last = messages[-1]
+    if last.get("role") == "user" and isinstance(text := last.get("content"), str):
+        return [*messages[:-1], {**last, "content": f"{text}\n\n{note}"}]
+    return [*messages, {"role": "user", "content": note}]
 
 
 def _new_call_id() -> str:

@@ -94,6 +94,8 @@ class UpstreamCall:
     # What `parameters` and the model's name ask for.
     reasoning: Reasoning = NOTHING
     prompt: str | None = None
+    # What this turn alone is told besides, by the gateway.
+    note: str = ""
     # Web upstream only: null opens a new chat with the whole history as one text.
     chat: ChatTarget | None = None
 

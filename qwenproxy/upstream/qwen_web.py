@@ -35,6 +35,8 @@ from qwenproxy.errors import (
     UpstreamTimeout,
 )
 from qwenproxy.upstream import http
+from qwenproxy.upstream.json_answers import checked
+from qwenproxy.upstream.parameters import refuse
 from qwenproxy.upstream.protocol import Account, ModelInfo, UpstreamCall
 from qwenproxy.upstream.qwen_web_files import Uploads
 from qwenproxy.upstream.reasoning import for_web
@@ -45,6 +47,7 @@ from qwenproxy.wire.json import JSONObject, JSONValue
 from qwenproxy.wire.qwen_failures import FailureKind, WebFailure, classify
 from qwenproxy.wire.qwen_files import list_files, without_signature
 from qwenproxy.wire.qwen_prompt import UnsupportedContent, render_prompt
+from qwenproxy.wire.stop_texts import StopReader, read_stop
 
 logger = logging.getLogger(__name__)
 
@@ -118,8 +121,14 @@ class QwenWeb:
     def base_url(self) -> str:
         return self._base_url
 
-    async def stream(self, call: UpstreamCall) -> AsyncGenerator[Sequence[Event], None]:
-        tools = TextTools(call)
+    def stream(self, call: UpstreamCall) -> AsyncGenerator[Sequence[Event], None]:
+        refuse("qwen_web", call.parameters)
+        if call.parameters.get("response_format"):
+            return checked(call, self._stream)
+        return self._stream(call)
+
+    async def _stream(self, call: UpstreamCall) -> AsyncGenerator[Sequence[Event], None]:
+        tools, stops = TextTools(call), _stops(call)
         first_message = call.chat.first_message if call.chat else 0
         parts = list_files(call.messages, first_message)
         prompt = _render(call, tools, has_files=bool(parts))
@@ -136,10 +145,12 @@ class QwenWeb:
         yield (Sent(_without_text(body), prompt, first_message),)
         started = Started()
         try:
-            async with aclosing(self._read_answer(request, chat_id, tools)) as batches:
+            async with aclosing(self._read_answer(request, chat_id, tools, stops)) as batches:
                 async for events in batches:
                     started = next((e for e in events if isinstance(e, Started)), started)
                     yield events
+            if stops is not None and stops.is_done:
+                await self.stop(started)
         except UpstreamError:
             # The upstream goes on writing what nobody reads, and the chat stays busy.
             await self.stop(started)
@@ -220,7 +231,7 @@ class QwenWeb:
         return body
 
     async def _read_answer(
-        self, request: httpx.Request, chat_id: str, tools: TextTools
+        self, request: httpx.Request, chat_id: str, tools: TextTools, stops: StopReader | None
     ) -> AsyncGenerator[Sequence[Event], None]:
         name = self._account.name
         decoder = qwen_web.StreamDecoder(new_id=tools.new_call_id)
@@ -241,8 +252,12 @@ class QwenWeb:
                     if is_last:
                         events += decoder.finish()
                     events = calls.read(events, is_last=decoder.error is not None)
+                    if stops is not None:
+                        events = stops.read(events, is_last=decoder.error is not None)
                     if events:
                         yield [_in_chat(event, chat_id) for event in events]
+                    if stops is not None and stops.is_done:
+                        return
                     if decoder.error is not None:
                         raw = json.dumps_text(decoder.error.raw)
                         raise self._mapped(decoder.error.failure, raw)
@@ -333,11 +348,12 @@ def _render(call: UpstreamCall, tools: TextTools, *, has_files: bool) -> str:
     """
     first_message = call.chat.first_message if call.chat else 0
     roles = [message.get("role") for message in call.messages[first_message:]]
+    tool_text = tools.choice_text if first_message else tools.text
     has_user = first_message > 0 or any(role in ("user", "tool", "function") for role in roles)
     try:
         prompt = render_prompt(
             call.messages,
-            tool_text=tools.choice_text if first_message else tools.text,
+            tool_text="\n".join(text for text in (tool_text, call.note) if text),
             first_message=first_message,
         )
     except UnsupportedContent as exc:
@@ -354,6 +370,14 @@ def _render(call: UpstreamCall, tools: TextTools, *, has_files: bool) -> str:
             param="messages",
         )
     return prompt
+
+
+def _stops(call: UpstreamCall) -> StopReader | None:
+    try:
+        texts = read_stop(call.parameters.get("stop"))
+    except ValueError as exc:
+        raise InvalidRequest(str(exc), param="stop") from exc
+    return StopReader(texts) if texts else None
 
 
 def _completion_body(

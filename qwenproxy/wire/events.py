@@ -98,10 +98,27 @@ class RawText:
 
 
 @dataclass(frozen=True, slots=True)
+class LogProbs:
+    """Log probabilities of the text that comes next, in the upstream's own form."""
+
+    value: JSONObject
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """The upstream is asked a second time: what it said so far is no answer; for the record only."""
+
+    # As an attempt's cause: "code: message".
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The answer is whole: `reason` is OpenAI's `finish_reason`."""
 
     reason: str
+    # The upstream wrote more than was handed on, so a chat that it keeps cannot go on from here.
+    is_cut: bool = False
 
 
 Event: TypeAlias = (
@@ -113,6 +130,8 @@ Event: TypeAlias = (
     | ToolCallDelta
     | UsageReport
     | RawText
+    | LogProbs
+    | Again
     | Finished
 )
 
@@ -133,7 +152,11 @@ class Accumulator:
     started: Started = field(default_factory=Started)
     usage: UsageReport | None = None
     finish_reason: str | None = None
+    is_cut: bool = False
     tool_calls: dict[int, ToolCall] = field(default_factory=dict)
+    logprobs: JSONObject | None = None
+    # Whole answers that were not handed on, as the model wrote them, and why.
+    refused: list[JSONValue] = field(default_factory=list)
     _text: list[str] = field(default_factory=list)
     _reasoning: list[str] = field(default_factory=list)
     _raw: list[str] = field(default_factory=list)
@@ -156,8 +179,14 @@ class Accumulator:
                 self.asked = event
             case RawText(text):
                 self._raw.append(text)
-            case Finished(reason):
+            case LogProbs(value):
+                self.logprobs = add_logprobs(self.logprobs or {}, value)
+            case Again(cause):
+                self.refused.append({"text": self.raw_text, "cause": cause})
+                self._raw = []
+            case Finished(reason, is_cut):
                 self.finish_reason = reason
+                self.is_cut = is_cut
 
     def _add_tool_call(self, delta: ToolCallDelta) -> None:
         call = self.tool_calls.get(delta.index)
@@ -204,6 +233,17 @@ class Accumulator:
                 for _, call in sorted(self.tool_calls.items())
             ]
         return message
+
+
+def add_logprobs(known: JSONObject, more: JSONObject) -> JSONObject:
+    """Add a piece of log probabilities to those before it: lists grow, other values are replaced."""
+    for name, value in more.items():
+        old = known.get(name)
+        if isinstance(old, list) and isinstance(value, list):
+            old.extend(value)
+        else:
+            known[name] = list(value) if isinstance(value, list) else value
+    return known
 
 
 def pack(events: Iterable[Event]) -> str:
@@ -257,8 +297,12 @@ def _row(event: Event) -> list[JSONValue]:
                 event.cached_tokens,
                 event.raw,
             ]
-        case Finished(reason):
-            return ["f", reason]
+        case LogProbs(value):
+            return ["l", value]
+        case Again(cause):
+            return ["n", cause]
+        case Finished(reason, is_cut):
+            return ["f", reason, True] if is_cut else ["f", reason]
         case Asked():
             return ["a", event.account_id, event.upstream, event.attempt]
         case Sent():
@@ -276,6 +320,8 @@ _UNPACK: dict[str, Callable[..., Event]] = {
     "c": ToolCallDelta,
     "s": Started,
     "u": UsageReport,
+    "l": LogProbs,
+    "n": Again,
     "f": Finished,
     "a": Asked,
     "q": _sent,

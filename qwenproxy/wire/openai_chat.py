@@ -17,11 +17,13 @@ from qwenproxy.wire import json, sse
 from qwenproxy.wire.events import (
     Event,
     Finished,
+    LogProbs,
     ReasoningDelta,
     Started,
     TextDelta,
     ToolCallDelta,
     UsageReport,
+    add_logprobs,
 )
 from qwenproxy.wire.json import JSONObject, JSONValue
 from qwenproxy.wire.text_chunks import TextChunks
@@ -71,7 +73,17 @@ class _Call:
     # Pieces that came before the name did; null once the first piece was handed on.
     waiting: list[str] | None = field(default_factory=list)
     id: str = ""
-    has_arguments: bool = False
+    arguments: list[str] = field(default_factory=list)
+    chars: int = 0
+
+    def repeats(self, piece: str) -> bool:
+        """Whether a piece says all that was said once more, as some servers' last chunk does."""
+        if not self.chars or len(piece) < self.chars // 2 or piece.lstrip()[:1] != "{":
+            return False
+        try:
+            return json.loads_text(piece) == json.loads_text("".join(self.arguments))
+        except json.JSONError:
+            return False
 
 
 class ChatStreamDecoder:
@@ -96,6 +108,11 @@ class ChatStreamDecoder:
         self._calls: list[_Call] = []
         self._finish_reason: str | None = None
         self._usage: UsageReport | None = None
+
+    @property
+    def opens_thinking(self) -> bool | None:
+        """Whether the chat template turned out to open the thinking itself; null: nobody can tell."""
+        return self._splitter.opens_thinking
 
     @property
     def has_finish(self) -> bool:
@@ -165,6 +182,8 @@ class ChatStreamDecoder:
         delta = choice.get("delta")
         if delta is None and not self._has_content:
             delta = choice.get("message")
+        if (logprobs := choice.get("logprobs")) and isinstance(logprobs, dict):
+            events.append(LogProbs(logprobs))
         if isinstance(delta, dict):
             self._read_delta(delta, events)
         if text := choice.get("text"):
@@ -213,7 +232,10 @@ class ChatStreamDecoder:
             arguments = json.dumps_text(arguments)
         self._has_content = True
         call = self._find_call(entry, name)
-        call.has_arguments = call.has_arguments or bool(arguments)
+        if call.repeats(arguments):
+            return
+        call.arguments.append(arguments)
+        call.chars += len(arguments)
         if call.waiting is None:
             if arguments:
                 events.append(ToolCallDelta(call.index, arguments=arguments))
@@ -263,11 +285,13 @@ class ChatStreamDecoder:
         reason = _FINISH_REASONS.get(reason, reason)
         if self._calls and reason == "stop":
             reason = "tool_calls"
+        elif not self._calls and reason == "tool_calls":
+            reason = "stop"
         for call in self._calls:
             if call.waiting is not None:
                 events.append(self._open_call(call, ""))
             # Clients parse the arguments; a call without any is a call with none.
-            if not call.has_arguments and reason == "tool_calls":
+            if not call.chars and reason == "tool_calls":
                 events.append(ToolCallDelta(call.index, arguments="{}"))
         if self._usage is not None:
             events.append(self._usage)
@@ -431,6 +455,7 @@ class ChatChunkEncoder:
         self._text_prefix = self._prefix + b'"content":'
         self._reasoning_names = [json.dumps(name) + b":" for name in reasoning_fields]
         self._has_begun = False
+        self._logprobs: JSONObject | None = None
 
     def encode(self, events: Sequence[Event]) -> bytes:
         chunks: list[bytes] = []
@@ -450,10 +475,16 @@ class ChatChunkEncoder:
             elif isinstance(event, ToolCallDelta):
                 prefix, value = self._prefix + b'"tool_calls":', [_call_delta(event)]
             else:
+                if isinstance(event, LogProbs):
+                    self._logprobs = add_logprobs(self._logprobs or {}, event.value)
                 continue
             if not self._has_begun:
                 prefix = self._begin(prefix)
-            chunks += (prefix, _dumps(value), suffix)
+            chunks += (
+                prefix,
+                _dumps(value),
+                suffix if self._logprobs is None else self._with_logprobs(suffix),
+            )
         return sse.escape_line_ends(b"".join(chunks))
 
     def finish(self, reason: str, usage: UsageReport | None) -> bytes:
@@ -462,6 +493,7 @@ class ChatChunkEncoder:
         end = self._suffix.replace(
             b'"finish_reason":null', b'"finish_reason":' + json.dumps(reason)
         )
+        end = end if self._logprobs is None else self._with_logprobs(end)
         chunks = [self._prefix, delta, end]
         if self._include_usage and usage is not None:
             chunks += (self._head, b'],"usage":', json.dumps(usage_object(usage)), b"}\n\n")
@@ -474,6 +506,11 @@ class ChatChunkEncoder:
 
     def keep_alive(self) -> bytes:
         return sse.KEEP_ALIVE
+
+    def _with_logprobs(self, suffix: bytes) -> bytes:
+        """The end of a chunk with the log probabilities of its text."""
+        logprobs, self._logprobs = json.dumps(self._logprobs), None
+        return suffix.replace(b'"logprobs":null', b'"logprobs":' + logprobs, 1)
 
     def _begin(self, prefix: bytes) -> bytes:
         self._has_begun = True

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import orjson
 
 from qwenproxy.wire import json, sse
-from qwenproxy.wire.events import Event, TextDelta, UsageReport
+from qwenproxy.wire.events import Event, LogProbs, TextDelta, UsageReport, add_logprobs
 from qwenproxy.wire.json import JSONObject
 from qwenproxy.wire.openai_chat import usage_object
 
@@ -34,6 +34,7 @@ class CompletionChunkEncoder:
         self._prefix = self._head + b'{"index":0,"text":'
         usage = b',"usage":null' if include_usage else b""
         self._suffix = b',"logprobs":null,"finish_reason":null}]' + usage + b"}\n\n"
+        self._logprobs: JSONObject | None = None
 
     def encode(self, events: Sequence[Event]) -> bytes:
         chunks: list[bytes] = []
@@ -43,7 +44,9 @@ class CompletionChunkEncoder:
                     text = orjson.dumps(event.text)
                 except TypeError:
                     text = json.dumps(event.text)
-                chunks += (self._prefix, text, self._suffix)
+                chunks += (self._prefix, text, self._with_logprobs(self._suffix))
+            elif isinstance(event, LogProbs):
+                self._logprobs = add_logprobs(self._logprobs or {}, event.value)
         return sse.escape_line_ends(b"".join(chunks))
 
     def finish(self, reason: str, usage: UsageReport | None) -> bytes:
@@ -51,11 +54,18 @@ class CompletionChunkEncoder:
         end = self._suffix.replace(
             b'"finish_reason":null', b'"finish_reason":' + json.dumps(reason)
         )
-        chunks = [self._prefix, b'""', end]
+        chunks = [self._prefix, b'""', self._with_logprobs(end)]
         if self._include_usage and usage is not None:
             chunks += (self._head, b'],"usage":', json.dumps(usage_object(usage)), b"}\n\n")
         chunks.append(sse.DONE)
         return b"".join(chunks)
+
+    def _with_logprobs(self, suffix: bytes) -> bytes:
+        """The end of a chunk, with the log probabilities of its text where there are any."""
+        if self._logprobs is None:
+            return suffix
+        logprobs, self._logprobs = json.dumps(self._logprobs), None
+        return suffix.replace(b'"logprobs":null', b'"logprobs":' + logprobs, 1)
 
     def error(self, body: JSONObject) -> bytes:
         """End the stream with an error; `body` is OpenAI's error body, no end mark follows."""

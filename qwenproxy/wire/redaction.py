@@ -11,8 +11,10 @@ import re
 from collections.abc import Iterable, Sequence
 
 from qwenproxy.wire.events import (
+    Again,
     Asked,
     Event,
+    LogProbs,
     RawText,
     ReasoningDelta,
     Sent,
@@ -140,6 +142,9 @@ class RedactedStream:
                 return type(event)(text) if text else None
             case ToolCallDelta(index, id, name, arguments):
                 return ToolCallDelta(index, id, name, self._feed(index, arguments))
+            case LogProbs():
+                # Its texts are single tokens, in which no rule finds anything.
+                return None
             case _:
                 return redact_event(self._redaction, event)
 
@@ -157,6 +162,8 @@ def redact_event(redaction: Redaction, event: Event) -> Event:
             return Sent(redaction.object(event.request), "", event.first_message, event.text_digest)
         case Asked():
             return Asked(event.account_id, event.upstream, redaction.object(event.attempt))
+        case Again(cause):
+            return Again(redaction.text(cause))
         case _:
             return event
 
@@ -166,6 +173,8 @@ def without_content(event: Event) -> Event | None:
     match event:
         case Started() | UsageReport():
             return event
+        case Again(cause):
+            return Again(cause.partition(":")[0])
         case Asked():
             attempt = {**event.attempt, "cause": code_of(event.attempt.get("cause"))}
             return Asked(event.account_id, event.upstream, attempt)

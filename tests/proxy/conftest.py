@@ -104,7 +104,9 @@ def serve_upstream(make_account) -> Iterator[Callable[..., Served]]:
             double = QwenWebDouble() if kind == "qwen_web" else OpenAICompatibleDouble()
             model = "qwen3-max" if kind == "qwen_web" else "qwen3-8b"
             url = stack.enter_context(serve_in_thread(double))
-            return Served(kind, model, double, url, make_account(kind, url, **fields))
+            # Model Studio's own API is below another path.
+            base_url = f"{url}/v1" if kind == "dashscope" else url
+            return Served(kind, model, double, url, make_account(kind, base_url, **fields))
 
         yield serve_upstream
 

@@ -153,8 +153,25 @@ def test_an_unknown_history_is_imported_whole(openai_client):
             id="include-usage",
         ),
         pytest.param({"messages": HELLO, "user": "u" * 513}, "user", id="user"),
-        pytest.param({"messages": HELLO, "logprobs": True}, "logprobs", id="logprobs"),
-        pytest.param({"messages": HELLO, "top_logprobs": 2}, "top_logprobs", id="top-logprobs"),
+        pytest.param({"messages": HELLO, "stop": 7}, "stop", id="stop"),
+        pytest.param({"messages": HELLO, "stop": ["a", None]}, "stop", id="stop-null"),
+        pytest.param({"messages": HELLO, "response_format": "json"}, "response_format", id="format"),
+        pytest.param(
+            {"messages": HELLO, "response_format": {}}, "response_format.type", id="format-type"
+        ),
+        pytest.param(
+            {"messages": HELLO, "response_format": {"type": "json_schema"}},
+            "response_format.json_schema",
+            id="json-schema",
+        ),
+        pytest.param(
+            {
+                "messages": HELLO,
+                "response_format": {"type": "json_schema", "json_schema": {"schema": []}},
+            },
+            "response_format.json_schema.schema",
+            id="schema",
+        ),
     ],
 )
 def test_a_wrong_body_is_refused_naming_the_field_and_leaves_nothing(http, body, param):

@@ -81,7 +81,7 @@ def test_the_web_upstream_gets_it_as_a_message(open_gateway, serve_upstream):
         pytest.param({"echo": True}, "echo", id="echo"),
         pytest.param({"best_of": 3}, "best_of", id="best-of"),
         pytest.param({"n": 2}, "n", id="n"),
-        pytest.param({"logprobs": 3}, "logprobs", id="logprobs"),
+        pytest.param({"stop": {}}, "stop", id="stop"),
         pytest.param({"max_tokens": "many"}, "max_tokens", id="max-tokens"),
     ],
 )

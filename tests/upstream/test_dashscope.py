@@ -57,7 +57,7 @@ def test_prompt_is_sent_as_a_chat(openai_compatible):
     call = UpstreamCall(
         "qwen-plus",
         [{"role": "user", "content": "Say hello"}],
-        parameters={"echo": True, "logprobs": 3, "temperature": 0},
+        parameters={"echo": True, "logprobs": None, "temperature": 0},
         prompt="Say hello",
     )
     account = make_account(f"{openai_compatible.url}/v1", kind="dashscope")
