@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 
 
@@ -27,8 +28,13 @@ def main() -> None:
         ) from exc
     try:
         execute_from_command_line(sys.argv)
+        sys.stdout.flush()
     except ImproperlyConfigured as exc:
         raise SystemExit(f"Configuration: {exc}") from exc
+    except BrokenPipeError:
+        # Whoever read along has enough (`| head`); nothing is left to be flushed at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 if __name__ == "__main__":

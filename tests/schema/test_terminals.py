@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 
@@ -116,3 +117,20 @@ def test_colour_is_for_terminals_that_want_it(every_state):
     assert b"\x1b" not in plain
     assert "✓ 0001_step" in plain.decode()
     assert "\x1b" not in every_state.run(*STATUS).stdout
+
+
+def test_a_reader_that_has_enough_is_no_error(tmp_path):
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("QWEN")}
+    process = subprocess.Popen(
+        [sys.executable, "manage.py", "help", "--commands"],
+        cwd=ROOT,
+        env=environ
+        | {"QWENPROXY_DATA_DIR": str(tmp_path), "DJANGO_SETTINGS_MODULE": "qwenproxy.settings"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    with process.stderr:
+        assert process.stderr.read() == ""
+    assert process.wait(60) == 128 + signal.SIGPIPE
