@@ -14,7 +14,7 @@ from qwenproxy.access.auth import ApiKeyAuth
 from qwenproxy.access.keys_api import router as keys_router
 from qwenproxy.asgi_handler import error_response
 from qwenproxy.errors import GatewayError, InvalidRequest
-from qwenproxy.proxy import account_test, chat, messages, models
+from qwenproxy.proxy import account_test, chat, embeddings, messages, models, responses
 from qwenproxy.schema.api import router as schema_router
 from requests_app.api import router as requests_router
 from sessions_app.api import router as sessions_router
@@ -131,10 +131,62 @@ api.post(
     operation_id="count_message_tokens",
     openapi_extra=_body(_MESSAGES, ["messages"]),
 )(messages.count_tokens)
+api.post(
+    "/embeddings",
+    auth=_chat_key,
+    tags=["embeddings"],
+    operation_id="create_embeddings",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["model", "input"],
+                        "properties": {
+                            "model": _TEXT,
+                            "input": {"oneOf": [_TEXT, {"type": "array", "items": {}}]},
+                            "encoding_format": {"type": "string", "enum": ["float", "base64"]},
+                            "dimensions": {"type": "integer", "minimum": 1},
+                            "user": _TEXT,
+                        },
+                        "additionalProperties": True,
+                    }
+                }
+            },
+        }
+    },
+)(embeddings.create_embeddings)
 api.get("/models", auth=_chat_key, tags=["models"], operation_id="list_models")(models.list_models)
 api.get("/models/{path:model_id}", auth=_chat_key, tags=["models"], operation_id="get_model")(
     models.get_model
 )
+# On the router that lists them: of two routers Django asks the first one alone.
+requests_router.post(
+    "/responses",
+    auth=_chat_key,
+    tags=["responses"],
+    operation_id="create_response",
+    openapi_extra=_body(
+        {
+            "input": {"oneOf": [_TEXT, {"type": "array", "items": {"type": "object"}}]},
+            "instructions": _TEXT,
+            "previous_response_id": _TEXT,
+            "tools": {"type": "array", "items": {"type": "object"}},
+            "max_output_tokens": {"type": "integer", "minimum": 1},
+            "store": {"type": "boolean", "default": True},
+            "background": {"type": "boolean", "default": False},
+        },
+        ["input"],
+    ),
+)(responses.create_response)
+requests_router.post(
+    "/responses/{response_id}/cancel",
+    auth=_chat_key,
+    tags=["responses"],
+    operation_id="cancel_response",
+)(responses.cancel_response)
 _records_key = ApiKeyAuth(scope="records")
 # Statistics and a session's requests have paths that the other router would take for ids.
 api.add_router("", requests_router, auth=_records_key, tags=["records"])

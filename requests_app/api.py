@@ -18,7 +18,8 @@ from qwenproxy.database import run_in_db
 from qwenproxy.errors import InvalidRequest, NotFound
 from qwenproxy.wire import json
 from qwenproxy.wire.json import JSONObject
-from requests_app import schemas
+from qwenproxy.wire.openai_responses import PREFIX
+from requests_app import responses_api, schemas
 from requests_app.deletion import delete_session_rows
 from requests_app.figures import GROUPS, RANGES
 from requests_app.models import Request, Response
@@ -216,9 +217,67 @@ async def get_stats(request: HttpRequest) -> HttpResponse:
     response={200: schemas.ResponseDetail, 400: ErrorBody, 404: ErrorBody},
 )
 async def get_response(request: HttpRequest, reference: str) -> HttpResponse:
-    """Show one response, by its integer id or its `chatcmpl-...` id, with the bodies of both sides."""
+    """Show one response, by its integer id or its `chatcmpl-...` id, with the bodies of both sides.
+
+    By a `resp_...` id it is OpenAI's response object; `/record` has ours for every id.
+    """
+    condition = _read_reference(reference, "response_id", _RESPONSE_ID)
+    if reference.startswith(PREFIX):
+        if read_boolean(request.GET, "stream"):
+            raise InvalidRequest(
+                "stream: a response is streamed by the request that makes it; ask again until its"
+                " status is no longer in_progress",
+                param="stream",
+            )
+        return await json_answer(responses_api.stored_response, reference, visible_key(request))
+    return await json_answer(_response_detail, visible_key(request), condition)
+
+
+@router.delete(
+    "/responses/{reference}",
+    tags=["responses"],
+    response={200: schemas.ResponseDeleted, 400: ErrorBody, 404: ErrorBody},
+)
+async def delete_response(request: HttpRequest, reference: str) -> HttpResponse:
+    """Let a `resp_...` id reach nothing any more, as OpenAI's API does; the record of the turn stays."""
+    _require_openai_id(reference)
+    return await json_answer(responses_api.withdraw, reference, visible_key(request))
+
+
+@router.get(
+    "/responses/{reference}/record",
+    tags=["responses"],
+    response={200: schemas.ResponseDetail, 400: ErrorBody, 404: ErrorBody},
+)
+async def get_response_record(request: HttpRequest, reference: str) -> HttpResponse:
+    """Show the record of one response, by any of its ids, with the bodies of both sides."""
     condition = _read_reference(reference, "response_id", _RESPONSE_ID)
     return await json_answer(_response_detail, visible_key(request), condition)
+
+
+@router.get(
+    "/responses/{reference}/input_items",
+    tags=["responses"],
+    response={200: schemas.InputItems, 400: ErrorBody, 404: ErrorBody},
+    openapi_extra={
+        "parameters": [
+            parameter("limit", "integer", "Items of a page, at most 100.", default=20),
+            parameter("order", "string", "By their place.", enum=["asc", "desc"], default="desc"),
+            parameter("after", "string", "The id of the item before the page."),
+        ]
+    },
+)
+async def list_input_items(request: HttpRequest, reference: str) -> HttpResponse:
+    """List what a `resp_...` response answered, as OpenAI's items."""
+    _require_openai_id(reference)
+    page = responses_api.read_items_page(request.GET)
+    return await json_answer(responses_api.input_items, reference, visible_key(request), *page)
+
+
+def _require_openai_id(reference: str) -> None:
+    _read_reference(reference, "response_id", _RESPONSE_ID)
+    if not reference.startswith(PREFIX):
+        raise InvalidRequest(f"{reference!r} is not a {PREFIX} id", param="id", code="invalid_id")
 
 
 @router.get(

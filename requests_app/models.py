@@ -149,6 +149,8 @@ class Response(models.Model):
     # Compact JSON: ids, raw usage, and the raw text where tool calls were read from it.
     upstream_response = models.TextField(default="")
     reasoning = models.TextField(default="")
+    # Deleted by OpenAI's API: its id reaches it there no more, the record stays.
+    withdrawn_at = models.DateTimeField(null=True)
 
     class Meta:
         indexes: ClassVar = [

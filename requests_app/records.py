@@ -9,21 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from hashlib import sha256
 from typing import Any
 
 from qwenproxy.access.models import Recorded
 from qwenproxy.wire import (
     anthropic_bodies,
     anthropic_messages,
+    embeddings,
     json,
     openai_chat,
     openai_completions,
+    responses_record,
 )
 from qwenproxy.wire.events import UsageReport
 from qwenproxy.wire.history import decode_content, text_of
 from qwenproxy.wire.json import JSONObject, JSONValue
+from qwenproxy.wire.openai_chat import usage_object
 from requests_app.files import restore
 from requests_app.models import Blob, Request, Response
+from requests_app.openai_responses import build_response
 from requests_app.upstream_text import fill_text
 from sessions_app.lines import LineReader
 from sessions_app.paging import milliseconds
@@ -248,28 +253,33 @@ def _whole_request(
     upstream_request, is_exact = (
         _upstream_request(row, messages, tools) if has_content else (None, None)
     )
+    body = _openai_request(row, messages, tools) if has_content else None
     return {
         **request_object(row),
         "user_agent": row["user_agent"],
         "headers": json.loads_text(row["headers"] or "{}"),
         "account": row["account__name"],
         "attempts": json.loads_text(row["attempts"]),
-        "openai_request": _openai_request(row, messages, tools) if has_content else None,
+        "openai_request": body,
         "qwen_request": upstream_request,
         "qwen_request_exact": is_exact,
-        "response": None if response_row is None else _with_bodies(response_row),
+        "response": None if response_row is None else _with_bodies(response_row, body),
     }
 
 
 def load_response(response_pk: int) -> JSONObject:
-    """Load a response with the bodies of both sides; one query.
+    """Load a response with the bodies of both sides; one query, more where it repeats its request.
 
     Raises:
         Response.DoesNotExist: it was deleted meanwhile.
     """
     row = Response.objects.values(*RESPONSE_FIELDS, *_RESPONSE_BODY_FIELDS).get(pk=response_pk)
+    body: JSONObject | None = None
+    if row["request__dialect"] == "responses":
+        request = load_request(row["request_id"])["openai_request"]
+        body = request if isinstance(request, dict) else None
     return {
-        **_with_bodies(row),
+        **_with_bodies(row, body),
         "request": {
             "id": row["request_id"],
             "request_id": row["request__request_id"],
@@ -280,12 +290,12 @@ def load_response(response_pk: int) -> JSONObject:
     }
 
 
-def _with_bodies(row: Mapping[str, Any]) -> JSONObject:
+def _with_bodies(row: Mapping[str, Any], body: JSONObject | None) -> JSONObject:
     stored = row["upstream_response"]
     return {
         **response_object(row),
         "qwen_response": json.loads_text(stored) if stored else None,
-        "openai_response": _openai_response(row),
+        "openai_response": _openai_response(row, body),
     }
 
 
@@ -296,6 +306,10 @@ def _openai_request(
     assert isinstance(body, dict)
     if row["dialect"] == "anthropic":
         return anthropic_bodies.to_body(body, messages, tools)
+    if row["dialect"] == "responses":
+        return responses_record.to_body(body, messages, tools)
+    if row["dialect"] == embeddings.DIALECT:
+        return embeddings.to_body(body, text_of(messages[-1]))
     if row["dialect"] == "completions":
         body["prompt"] = text_of(messages[-1]) if messages else ""
     else:
@@ -317,6 +331,10 @@ def _upstream_request(
     assert isinstance(request, dict)
     assert isinstance(first_message, int)
     digest = row["upstream_text_digest"]
+    if row["dialect"] == embeddings.DIALECT:
+        asked = _openai_request(row, messages, None)["input"]
+        filled = {**request, "input": asked}
+        return filled, sha256(json.dumps(asked)).digest() == bytes(digest or b"")
     return fill_text(
         request,
         messages,
@@ -335,8 +353,11 @@ def _answering_model(row: Mapping[str, Any]) -> str:
     return model if isinstance(model, str) else str(row["request__model"])
 
 
-def _openai_response(row: Mapping[str, Any]) -> JSONObject | None:
-    """The answer, or the part of one that arrived, in the form of the client's protocol."""
+def _openai_response(row: Mapping[str, Any], body: JSONObject | None) -> JSONObject | None:
+    """The answer, or the part of one that arrived, in the form of the client's protocol.
+
+    `body` is that of the request, for a protocol whose answers repeat it.
+    """
     if row["reply__content"] is None or row["request__recorded"] != Recorded.EVERYTHING:
         return None
     message = decode_content(row["reply__role"], row["reply__content"])
@@ -350,6 +371,9 @@ def _openai_response(row: Mapping[str, Any]) -> JSONObject | None:
             row["reasoning_tokens"],
             row["cached_tokens"],
         )
+    if row["request__dialect"] == embeddings.DIALECT:
+        told = None if usage is None else usage_object(usage)
+        return embeddings.to_response(text_of(message), model=_answering_model(row), usage=told)
     finish_reason = row["finish_reason"] or "error"
     if row["request__dialect"] == "completions":
         return openai_completions.completion(
@@ -358,6 +382,15 @@ def _openai_response(row: Mapping[str, Any]) -> JSONObject | None:
             created=created,
             text=text_of(message),
             finish_reason=finish_reason,
+            usage=usage,
+        )
+    if row["request__dialect"] == "responses":
+        return build_response(
+            row,
+            body or {},
+            model=_answering_model(row),
+            message=message,
+            reasoning=row["reasoning"],
             usage=usage,
         )
     if row["request__dialect"] == "anthropic":

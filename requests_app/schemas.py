@@ -47,6 +47,20 @@ class RequestObject(Schema):
     response_summary: ResponseSummary | None
 
 
+class ResponseDeleted(Schema):
+    id: str
+    object: Literal["response"]
+    deleted: bool
+
+
+class InputItems(Schema):
+    object: Literal["list"]
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
 class RequestList(ListPage):
     data: list[RequestObject]
 

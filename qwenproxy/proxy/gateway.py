@@ -59,6 +59,10 @@ class Gateway:
     def running(self) -> int:
         return len(self._turns)
 
+    def find(self, response_id: str) -> Turn | None:
+        """The turn of this process that gives this response."""
+        return next((turn for turn in self._turns if turn.response_id == response_id), None)
+
     def enter(self, turn: Turn) -> None:
         self._turns.add(turn)
         self._idle.clear()

@@ -12,7 +12,7 @@ from typing import Literal
 from uuid import UUID
 
 from qwenproxy.errors import InvalidRequest
-from qwenproxy.wire import json
+from qwenproxy.wire import embeddings, json
 from qwenproxy.wire.json import JSONObject, JSONValue
 
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -30,7 +30,7 @@ class Body:
     """A checked body: `sent` is all of it, the rest are the parts that the gateway reads."""
 
     sent: JSONObject
-    dialect: Literal["chat", "completions", "anthropic"]
+    dialect: Literal["chat", "completions", "anthropic", "responses", "embeddings"]
     messages: list[JSONObject]
     # Empty: the default model.
     model: str = ""
@@ -90,6 +90,33 @@ def parse_completion(raw: bytes) -> Body:
     message: JSONObject = {"role": "user", "content": prompt}
     body = Body(sent=sent, dialect="completions", messages=[message], prompt=prompt)
     _check_common(body)
+    return body
+
+
+def parse_embeddings(raw: bytes) -> Body:
+    """Check the body of `POST /v1/embeddings`; the input becomes one user message.
+
+    Raises:
+        InvalidRequest: naming the field.
+    """
+    sent = read_object(raw)
+    if problem := embeddings.input_problem(sent.get("input")):
+        raise InvalidRequest(problem, param="input")
+    if sent.get("encoding_format") not in (None, "float", "base64"):
+        raise InvalidRequest("encoding_format must be float or base64", param="encoding_format")
+    dimensions = sent.get("dimensions")
+    is_number = isinstance(dimensions, int) and not isinstance(dimensions, bool)
+    if dimensions is not None and not (is_number and dimensions > 0):  # type: ignore[operator]  # checked
+        raise InvalidRequest("dimensions must be a whole number of at least 1", param="dimensions")
+    message = embeddings.to_message(sent["input"])
+    body = Body(sent=sent, dialect="embeddings", messages=[message])
+    read_common(body, _text(sent, "user"), user_param="user")
+    if not body.model:
+        raise InvalidRequest("model is missing", param="model")
+    if body.stream:
+        raise InvalidRequest("stream: embeddings come whole", param="stream")
+    own = ("model", "input", "stream")
+    body.parameters = {name: value for name, value in sent.items() if name not in own}
     return body
 
 
