@@ -1,6 +1,7 @@
 """The bodies of a request as its page shows them: JSON to read, and where there is none, why.
 
-Nothing here is markup. Long texts are cut until the whole is asked for; downloads are always whole.
+Nothing here is markup. Long texts and the bytes of files are cut until the whole is asked for; downloads
+are always whole.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from qwenproxy.access.models import Recorded
 from qwenproxy.wire.json import JSONValue
 from qwenproxy.wire.redaction import PLACEHOLDER, compile_rules
 from requests_app.conversation_blocks import MAX_CHARS, pretty, size
+from requests_app.files import shortened
 
 # Of the record, in the order of the page.
 LABELS = {
@@ -59,9 +61,18 @@ def _panel(record: Mapping[str, Any], name: str, hidden: str, is_whole: bool) ->
     if hidden or body is None:
         return Panel(name, label, why=hidden or _why_missing(record, name))
     text = pretty(body)
-    is_cut = len(text) > MAX_CHARS and not is_whole
-    shown = f"{text[:MAX_CHARS]}\n…" if is_cut else text
-    return Panel(name, label, shown, size(text), is_cut)
+    if is_whole:
+        return Panel(name, label, text, size(text))
+    short = shortened(body)
+    shown = text if short is body else pretty(short)
+    is_long = len(shown) > MAX_CHARS
+    return Panel(
+        name,
+        label,
+        f"{shown[:MAX_CHARS]}\n…" if is_long else shown,
+        size(text),
+        is_cut=is_long or short is not body,
+    )
 
 
 def _why_missing(record: Mapping[str, Any], name: str) -> str:

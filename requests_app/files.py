@@ -6,12 +6,18 @@ reference says.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from qwenproxy import display
 from qwenproxy.wire import attachments, json
-from qwenproxy.wire.json import JSONObject
+from qwenproxy.wire.json import JSONObject, JSONValue
 from requests_app.models import Blob
+
+# Members that hold base64 without `data:` in front: `input_audio`, `file`, Anthropic's `source`.
+_BYTES = ("data", "file_data")
+_BASE64 = re.compile("[A-Za-z0-9+/]+")
+_SHOWN_CHARS = 80
 
 
 def restore(messages: Sequence[JSONObject], api_key_id: int) -> list[JSONObject]:
@@ -47,6 +53,26 @@ def described(message: JSONObject) -> JSONObject:
         for found in attachments.references(message.get("content"))
     }
     return attachments.put_back(message, words)
+
+
+def shortened(value: JSONValue, name: str = "") -> JSONValue:
+    """A body of any protocol with the bytes of files cut; the same object where it has none."""
+    if isinstance(value, str):
+        start = value[:_SHOWN_CHARS]
+        is_file = start[:5].lower() == "data:" or (name in _BYTES and _BASE64.fullmatch(start))
+        if len(value) <= _SHOWN_CHARS or not is_file:
+            return value
+        return f"{start}… ({display.size(len(value))} in all)"
+    changed: JSONValue
+    if isinstance(value, list):
+        changed = [shortened(item) for item in value]
+        pairs = zip(changed, value, strict=True)
+    elif isinstance(value, dict):
+        changed = {inner: shortened(item, inner) for inner, item in value.items()}
+        pairs = zip(changed.values(), value.values(), strict=True)
+    else:
+        return value
+    return value if all(new is old for new, old in pairs) else changed
 
 
 def describe(facts: JSONObject) -> str:

@@ -65,6 +65,34 @@ def test_a_conversation_with_an_image_goes_on(upstream, open_gateway):
     assert Blob.objects.count() == 1
 
 
+def test_a_web_turn_is_recorded_with_its_files(serve_upstream, open_gateway):
+    web, gateway, messages = serve_upstream("qwen_web"), open_gateway(), asking(IMAGE)
+    web.enqueue("A cat.", "Grey.")
+    answer = gateway.ask(web.model, messages=messages)
+    messages += [{"role": "assistant", "content": "A cat."}, {"role": "user", "content": "Colour?"}]
+    again = gateway.ask(web.model, messages=messages)
+    assert len(web.double.uploads) == 1
+    for found, count in ((answer, 1), (again, 0)):
+        shown = gateway.http.get(f"/v1/requests/{found.headers['x-request-id']}").json()
+        assert shown["qwen_request_exact"] is True
+        (sent,) = shown["qwen_request"]["messages"]
+        assert len(sent["files"]) == count
+        assert "signature" not in str(sent["files"])
+    assert shown["openai_request"]["messages"] == messages
+    assert shown["upstream"] == "continued"
+
+
+def test_a_file_that_the_web_cannot_have_is_named(serve_upstream, open_gateway):
+    web = serve_upstream("qwen_web")
+    part = {"type": "image_url", "image_url": {"url": "https://pictures.example/cat.png"}}
+    answer = open_gateway().ask(web.model, messages=asking(part))
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == "messages.0.content.1.image_url"
+    assert "QWENPROXY_FETCH_URLS" in error["message"]
+    assert web.double.requests_to("/api/v2/chats/new") == []
+
+
 def test_anthropics_bodies_are_rebuilt_with_their_images(serve_upstream, open_gateway):
     native, gateway = serve_upstream("openai_compatible"), open_gateway()
     native.enqueue("A picture.")

@@ -179,6 +179,19 @@ def test_the_transcript_names_files_without_reading_them(key, admin_client):
     assert PIXEL[:40] not in text
 
 
+def test_the_page_of_a_request_cuts_files_until_the_whole_is_asked_for(key, admin_client):
+    take_turn(key, picture())
+    url = f"/admin/requests_app/request/{Request.objects.get().pk}/change/"
+    text = admin_client.get(url).content.decode()
+    assert PIXEL[:40] in text
+    assert PIXEL[:100] not in text.partition("Copy as curl")[0]
+    assert "Show all" in text
+    assert PIXEL in text.partition("Copy as curl")[2]
+    assert PIXEL in admin_client.get(f"{url}?full=1").content.decode().partition("curl")[0]
+    download = admin_client.get(f"{url}?download=openai_request")
+    assert json.loads(download.content)["messages"] == [picture()]
+
+
 def test_the_transcript_names_files_that_were_not_kept(key, admin_client):
     keep = choose_keep("metadata", compile_rules([]))
     opened = take_turn(key, picture(), keep=keep, closing={"keep": keep})
