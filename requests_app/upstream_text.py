@@ -49,15 +49,17 @@ def fill_text(
 
 
 def _prompts(messages: Sequence[JSONObject], tools: JSONValue, first_message: int) -> Iterator[str]:
-    """The prompts that could have been sent: which form of tools a model is told is not recorded."""
+    """The prompts that could have been sent: the form in which a model calls tools is not recorded."""
     try:
         # A chat that goes on was told about its tools with its first turn.
-        if tools is None or first_message > 0:
-            yield render_prompt(messages, first_message=first_message)
-            return
-        specs = parse_tools(tools)
+        specs = parse_tools(tools) if first_message == 0 else []
         for form in get_args(ToolForm):
-            yield render_prompt(messages, tool_text=tool_prompt(specs, form=form))
+            yield render_prompt(
+                messages,
+                tool_text=tool_prompt(specs, form=form),
+                tool_form=form,
+                first_message=first_message,
+            )
     except (UnsupportedContent, ValueError):
         # Such a call is refused before it is sent.
         yield ""

@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Literal
 from urllib.parse import quote
 
@@ -35,6 +36,7 @@ from qwenproxy.errors import (
     UpstreamTimeout,
 )
 from qwenproxy.upstream import http
+from qwenproxy.upstream.forced_calls import asks_for_call, with_call
 from qwenproxy.upstream.json_answers import checked
 from qwenproxy.upstream.parameters import refuse
 from qwenproxy.upstream.protocol import Account, ModelInfo, UpstreamCall
@@ -123,9 +125,10 @@ class QwenWeb:
 
     def stream(self, call: UpstreamCall) -> AsyncGenerator[Sequence[Event], None]:
         refuse("qwen_web", call.parameters)
+        ask = partial(with_call, ask=self._stream) if asks_for_call(call) else self._stream
         if call.parameters.get("response_format"):
-            return checked(call, self._stream)
-        return self._stream(call)
+            return checked(call, ask)
+        return ask(call)
 
     async def _stream(self, call: UpstreamCall) -> AsyncGenerator[Sequence[Event], None]:
         tools, stops = TextTools(call), _stops(call)
@@ -354,6 +357,7 @@ def _render(call: UpstreamCall, tools: TextTools, *, has_files: bool) -> str:
         prompt = render_prompt(
             call.messages,
             tool_text="\n".join(text for text in (tool_text, call.note) if text),
+            tool_form=tools.form,
             first_message=first_message,
         )
     except UnsupportedContent as exc:

@@ -1,8 +1,8 @@
 """A history as the one user text that the web upstream takes.
 
 A lone user message stays exactly its text; system text goes in front of it. A history with answers in
-it becomes one text with a label per message, calls in Hermes form and results as the models' own
-templates show them. Every text of the history is in the prompt unchanged. Files go beside it; a history
+it becomes one text with a label per message, calls in the model's own form and results as its template
+shows them. Every text of the history is in the prompt unchanged. Files go beside it; a history
 with answers says where each stood.
 """
 
@@ -14,6 +14,7 @@ from types import MappingProxyType
 from qwenproxy.wire import json
 from qwenproxy.wire.json import JSONObject, JSONValue
 from qwenproxy.wire.qwen_files import is_file, list_files
+from qwenproxy.wire.tool_calls import ToolForm, render_call
 
 _SYSTEM_ROLES = ("system", "developer")
 _LABELS = {
@@ -45,12 +46,17 @@ class UnsupportedContent(Exception):
 
 
 def render_prompt(
-    messages: Sequence[JSONObject], *, tool_text: str = "", first_message: int = 0
+    messages: Sequence[JSONObject],
+    *,
+    tool_text: str = "",
+    tool_form: ToolForm = "hermes",
+    first_message: int = 0,
 ) -> str:
     """Render a history, or the part of it that a chat does not know.
 
     Args:
         tool_text: the description of the tools, put after the system text at the head.
+        tool_form: how the model writes calls, and so sees its own.
         first_message: messages before this index are known to the chat and left out.
 
     Raises:
@@ -70,10 +76,10 @@ def render_prompt(
         for index in rest:
             role = messages[index].get("role")
             parts.append(
-                f"{_LABELS.get(str(role), f'[{role}]')}\n{_message(messages, index, names)}"
+                f"{_LABELS.get(str(role), f'[{role}]')}\n{_message(messages, index, tool_form, names)}"
             )
     else:
-        parts += [text for index in rest if (text := _message(messages, index))]
+        parts += [text for index in rest if (text := _message(messages, index, tool_form))]
     return "\n\n".join(parts)
 
 
@@ -87,7 +93,10 @@ def _file_names(messages: Sequence[JSONObject], first_message: int) -> _Names:
 
 
 def _message(
-    messages: Sequence[JSONObject], index: int, names: _Names = MappingProxyType({})
+    messages: Sequence[JSONObject],
+    index: int,
+    tool_form: ToolForm,
+    names: _Names = MappingProxyType({}),
 ) -> str:
     message = messages[index]
     text = _content(messages, index, names)
@@ -100,11 +109,11 @@ def _message(
         if isinstance(call, dict)
     ]
     functions.append(message.get("function_call"))
-    rendered = [_call(function) for function in functions if isinstance(function, dict)]
+    rendered = [_call(function, tool_form) for function in functions if isinstance(function, dict)]
     return "\n".join([text, *rendered] if text else rendered)
 
 
-def _call(function: JSONObject) -> str:
+def _call(function: JSONObject, tool_form: ToolForm) -> str:
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         try:
@@ -115,6 +124,8 @@ def _call(function: JSONObject) -> str:
             arguments = json.dumps_text(arguments) if arguments.strip() else "{}"
     else:
         arguments = json.dumps_text({} if arguments is None else arguments)
+    if tool_form != "hermes":
+        return render_call(str(function.get("name")), arguments, form=tool_form)
     name = json.dumps_text(function.get("name"))
     return f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>'
 

@@ -31,6 +31,7 @@ from qwenproxy.wire.qwen_failures import (
     read_failure,
 )
 from qwenproxy.wire.qwen_prompt import UnsupportedContent, render_prompt
+from qwenproxy.wire.think import ThinkSplitter
 
 __all__ = [
     "StreamDecoder",
@@ -171,6 +172,7 @@ class StreamDecoder:
         self._has_answer = False
         self._has_reasoning = False
         self._answer = _CumulativeGuard()
+        self._splitter = ThinkSplitter()
         self._summary = _Summary()
         self._usage = _UsageSum()
         self._urls: set[str] = set()
@@ -259,7 +261,7 @@ class StreamDecoder:
         if phase == "answer":
             text = self._answer.new_part(text)
             self._has_answer = self._has_answer or bool(text)
-            return [TextDelta(text)] if text else []
+            return [*self._splitter.feed(text)]
         if phase in ("think", "thinking_summary"):
             if phase == "thinking_summary":
                 text = self._summary.new_part(delta.get("extra"))
@@ -297,12 +299,12 @@ class StreamDecoder:
             return self._fail(WebFailure("empty", EMPTY_MESSAGE))
         self.is_done = True
         reason = Finished("tool_calls" if is_call else "stop")
-        return [*self._usage.report(), reason]
+        return [*self._splitter.finish(), *self._usage.report(), reason]
 
     def _fail(self, failure: WebFailure, raw: JSONValue = None) -> list[Event]:
         self.error = WebStreamError(failure, raw=raw)
         self.is_done = True
-        return [*self._usage.report()]
+        return [*self._splitter.finish(), *self._usage.report()]
 
 
 def _id(value: JSONValue) -> str | None:

@@ -4,7 +4,9 @@ A server without a reasoning parser sends the model's markers as text. `<think>`
 start of an answer only, so that an answer about the markers stays whole. Where the chat template opens
 the thinking itself only `</think>` shows up; text before it is thinking if the caller knows that the
 template does so (`is_open`). Without that knowledge the text has been handed on when the marker comes:
-a `</think>` on a line of its own is dropped, and all text stays text.
+a `</think>` on a line of its own is dropped, all text stays text, and `opens_thinking` says what the
+caller can know of the next answer. Where the knowledge was wrong the whole answer was taken for thinking:
+it comes once more as text, so that there is an answer.
 
 No more is held back than what could be the beginning of a marker.
 """
@@ -36,6 +38,9 @@ class ThinkSplitter:
         # Line ends that follow a marker are still to be dropped.
         self._trims = is_open
         self._is_assumed = is_open
+        self._thought: list[str] = []
+        # Whether the template opens the thinking, as far as this answer shows it; null: it does not.
+        self.opens_thinking: bool | None = None
 
     def reasoning_seen(self) -> None:
         """Note that the server separates thinking itself: `is_open` did not hold."""
@@ -68,11 +73,16 @@ class ThinkSplitter:
     def finish(self) -> list[TextDelta | ReasoningDelta]:
         """Return what was held back and turned out to be no marker."""
         held, self._held = self._held, ""
+        if self._state == "thinking" and self._is_assumed:
+            self.opens_thinking = False
+            answer = "".join([*self._thought, held])
+            return [TextDelta(answer)] if answer else []
         if not held:
             return []
         if self._state == "thinking":
             return [ReasoningDelta(held)]
         if held == _CLOSE:
+            self.opens_thinking = True
             return []
         return [TextDelta(held)]
 
@@ -104,6 +114,7 @@ class ThinkSplitter:
             self._trims = False
         thinking, marker, rest = data.partition(_CLOSE)
         if marker:
+            self.opens_thinking = True if self._is_assumed else None
             self._state = "plain"
             self._trims = True
         else:
@@ -112,6 +123,8 @@ class ThinkSplitter:
             thinking = thinking[: len(thinking) - keep]
         if thinking:
             events.append(ReasoningDelta(thinking))
+            if self._is_assumed:
+                self._thought.append(thinking)
         return rest
 
     def _watch(self, data: str) -> str:
@@ -124,6 +137,7 @@ class ThinkSplitter:
                     self._held = data[position:]
                     return data[:position]
                 if after[0] in "\r\n":
+                    self.opens_thinking = True
                     self._state = "plain"
                     return data[:position] + after
             position = data.find(_CLOSE, position + 1)

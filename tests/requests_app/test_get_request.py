@@ -175,7 +175,9 @@ def test_the_call_of_the_web_upstream():
 def test_tools_told_to_the_web_upstream(form):
     session = make_session()
     text = render_prompt(
-        [*SYSTEM, QUESTION, CALL, RESULT], tool_text=tool_prompt(parse_tools(TOOLS), form=form)
+        [*SYSTEM, QUESTION, CALL, RESULT],
+        tool_text=tool_prompt(parse_tools(TOOLS), form=form),
+        tool_form=form,
     )
     sent = upstream_request(text, messages=[{"role": "user", "content": None}])
     request_row = make_agent_request(session, **sent)

@@ -8,8 +8,16 @@ a thought, and stays one.
 
 from __future__ import annotations
 
-from qwenproxy.wire.tool_calls.parser import ToolCallParser
+from qwenproxy.wire.tool_calls.parser import ToolCallParser, may_be_intercepted
 from qwenproxy.wire.tool_calls.prompts import render_call, tool_prompt
 from qwenproxy.wire.tool_calls.specs import ToolForm, ToolSpec, parse_tools
 
-__all__ = ["ToolCallParser", "ToolForm", "ToolSpec", "parse_tools", "render_call", "tool_prompt"]
+__all__ = [
+    "ToolCallParser",
+    "ToolForm",
+    "ToolSpec",
+    "may_be_intercepted",
+    "parse_tools",
+    "render_call",
+    "tool_prompt",
+]

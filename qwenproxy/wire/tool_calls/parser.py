@@ -41,6 +41,8 @@ _BARE_LIMIT = 512
 # What the web back end puts in place of a call to a tool that it takes for one of its own.
 _INTERCEPTED = re.compile(r"^\s*Tool [\w.:-]+ does not exists?\b", re.MULTILINE)
 _INTERCEPTED_LIMIT = 300
+_INTERCEPTED_NAME = re.compile(r"Tool [\w.:-]{0,64}")
+_INTERCEPTED_REST = " does not exist"
 
 
 class ToolCallParser:
@@ -381,6 +383,18 @@ class ToolCallParser:
         self._flush_text()
         events, self._events = self._events, []
         return events if len(events) < 2 else _merged(events)
+
+
+def may_be_intercepted(beginning: str) -> bool:
+    """Whether an answer that begins so may be what the web back end puts in place of a call."""
+    if len(beginning) > _INTERCEPTED_LIMIT:
+        return False
+    lead = beginning.lstrip()
+    if len(lead) <= len("Tool "):
+        return "Tool ".startswith(lead)
+    found = _INTERCEPTED_NAME.match(lead)
+    rest = lead[found.end() :] if found else "-"
+    return _INTERCEPTED_REST.startswith(rest) or rest.startswith(_INTERCEPTED_REST)
 
 
 def _opens(marker: Marker) -> bool:
