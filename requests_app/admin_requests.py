@@ -61,6 +61,7 @@ class RequestAdmin(PageAdmin):
         "response__prompt_tokens",
         "response__completion_tokens",
         "response__created_at",
+        "response__completed_at",
     )
     deferred = ("parameters", "attempts", "upstream_request", "headers")
     list_select_related = ("api_key", "response", "session")

@@ -1,7 +1,7 @@
 """Which requests a list, an export or a link means: the filters of requests, and the order they ask for.
 
 Filters by what the answer tells (status, duration, error) go by the answer's own time, whose indexes hold
-them; the others by the request's.
+them; the others by the request's. With `by=ended` all go by when the answer ended, as statistics count.
 """
 
 from __future__ import annotations
@@ -16,13 +16,19 @@ from django.utils import timezone
 
 from qwenproxy.access.models import UpstreamAccount
 from requests_app.models import Response
+from requests_app.rollups import ERRORS
 from requests_app.windows import slot_of
 from sessions_app.chips import MAX_CHOICES, NOTHING, Chips, Filter, key_filter, row_id
 from sessions_app.paging import Sort
 
 DEFAULT_SPAN = "24h"
 _OF_RESPONSE = ("status", "slower", "error")
-_STATUSES = {name: name.replace("_", " ") for name, _ in Response.STATUSES}
+# Failed or interrupted: what statistics call an error.
+ANY_ERROR = "errors"
+_STATUSES = {name: name.replace("_", " ") for name, _ in Response.STATUSES} | {
+    ANY_ERROR: "failed or interrupted"
+}
+BY, ENDED = "by", "ended"
 _SECONDS = {"5": "over 5 s", "15": "over 15 s", "60": "over 60 s"}
 _STREAMED = {"1": "streamed", "0": "whole"}
 _PATHS = ("/v1/chat/completions", "/v1/completions")
@@ -40,6 +46,8 @@ def read_chips(query: QueryDict) -> Chips:
 
 def sort_of(query: QueryDict) -> Sort:
     """The order, newest first, that an index holds together with the filters."""
+    if query.get(BY) == ENDED:
+        return Sort("response__completed_at", "response__id")
     if query.get("session"):
         return Sort(None)
     if any(query.get(name) for name in _OF_RESPONSE):
@@ -68,7 +76,7 @@ def request_filters() -> list[Filter]:
             "status",
             "Status",
             lambda value: _STATUSES.items(),
-            lambda value: Q(response__status=value),
+            _of_status,
             is_indexed=True,
         ),
         model_filter(),
@@ -80,6 +88,14 @@ def request_filters() -> list[Filter]:
             "path", "Endpoint", lambda value: zip(_PATHS, _PATHS, strict=True), lambda v: Q(path=v)
         ),
         Filter("error", "Error", lambda value: (), error_condition, is_only_linked=True),
+        Filter(
+            BY,
+            "Time of",
+            lambda value: ((ENDED, "the end"),),
+            _by,
+            is_indexed=True,
+            is_only_linked=True,
+        ),
         Filter(
             "session",
             "Session",
@@ -95,6 +111,15 @@ def request_filters() -> list[Filter]:
 def error_condition(code: str) -> Q:
     """Requests that ended in an error of this code, as the statistics name it."""
     return Q(response__error_code=code) | Q(response__error_code=None, response__error_type=code)
+
+
+def _of_status(value: str) -> Q:
+    return Q(response__status__in=ERRORS) if value == ANY_ERROR else Q(response__status=value)
+
+
+def _by(value: str) -> Q:
+    # Said again for the index, which holds no others.
+    return Q(response__completed_at__isnull=False) if value == ENDED else NOTHING
 
 
 def _streamed(value: str) -> Q:

@@ -23,7 +23,8 @@ from qwenproxy.access.models import UpstreamAccount
 from qwenproxy.dashboard.charts import Sparkline, shares, sparkline
 from requests_app.figures import RANGES, Counts, Latency, Point, Reader, names_of
 from requests_app.models import Response
-from requests_app.windows import Interval, Window, slot_of
+from requests_app.request_filters import ANY_ERROR, BY, ENDED
+from requests_app.windows import Interval, Window, slot_of, slot_start
 from sessions_app.paging import milliseconds
 
 _INTERVALS: Mapping[str, Interval] = {"1h": "slot", "24h": "slot", "7d": "hour", "30d": "day"}
@@ -81,6 +82,8 @@ class Overview:
     """What the page shows of one range; parts that the user may not see are empty."""
 
     range: str
+    # What the lists behind the figures are asked for: the same requests, by when they ended.
+    window: Mapping[str, str]
     # What one point of the charts stands for.
     point: str
     ranges: list[tuple[str, str]]
@@ -109,9 +112,11 @@ def read_overview(
     name = request.GET.get("range", _DEFAULT)
     if name not in RANGES:
         name = _DEFAULT
-    found = Overview(name, _POINTS[_INTERVALS[name]], list(_LABELS.items()))
     reader = Reader(now)
     window = Window.last(RANGES[name], now)
+    found = Overview(
+        name, _counted(reader, window), _POINTS[_INTERVALS[name]], list(_LABELS.items())
+    )
     _read_traffic(found, reader, window)
     may = request.user.has_perm
     may_follow = may(staff.VIEW_REQUESTS)
@@ -151,7 +156,8 @@ def _read_traffic(found: Overview, reader: Reader, window: Window) -> None:
     found.errors = _bars(
         groups,
         lambda code: code or "no code",
-        lambda code: _list(found, error=code),
+        # Without a code there is no list of just these.
+        lambda code: _list(found, status=ANY_ERROR, error=code) if code else "",
         [lambda counts: display.number(counts.requests)],
     )
 
@@ -189,7 +195,7 @@ def _errors_card(
     return Card(
         "Error rate",
         display.percent(total.error_rate),
-        f"{reverse('admin:errors')}?range={found.range}",
+        _list(found, status=ANY_ERROR),
         f"{display.number(total.errors)} failed or interrupted",
         delta,
         sparkline([one.counts.error_rate for one in points if one.is_complete]),
@@ -296,7 +302,7 @@ def _read_models(found: Overview, reader: Reader, window: Window) -> None:
     found.models = _bars(
         groups,
         lambda model: model or "(none named)",
-        lambda model: _list(found, model=model),
+        lambda model: _list(found, model=model) if model else "",
         [
             lambda counts: display.number(counts.requests),
             lambda counts: display.short(counts.prompt_tokens + counts.completion_tokens),
@@ -388,8 +394,14 @@ def _ended(since: datetime) -> QuerySet[Response]:
     return Response.objects.filter(created_at__gte=since)
 
 
+def _counted(reader: Reader, window: Window) -> Mapping[str, str]:
+    """The time in which the counted requests ended, to the millisecond."""
+    until = milliseconds(reader.as_of) + (0 if reader.is_behind else 1)
+    return {"from": str(milliseconds(slot_start(window.start))), "to": str(until), BY: ENDED}
+
+
 def _list(found: Overview, **filters: str) -> str:
-    query = urlencode({"span": found.range, **filters})
+    query = urlencode({**found.window, **filters})
     return f"{reverse('admin:requests_app_request_changelist')}?{query}"
 
 

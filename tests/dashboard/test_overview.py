@@ -4,14 +4,17 @@ import json
 import re
 from datetime import UTC, datetime, timedelta
 from html import unescape
+from urllib.parse import urlsplit
 
 import pytest
 from django.contrib.auth.models import Group, User
 from django.db import connection
+from django.http import QueryDict
 from django.test.utils import CaptureQueriesContext
 
 from qwenproxy.access.models import ApiKey
-from requests_app.models import Response
+from requests_app.models import Request, Response
+from requests_app.request_filters import read_chips, time_column
 from tests.factories import make_account, make_api_key, make_session
 from tests.requests_app.ended import make_ended, make_random
 from tests.requests_app.test_rollups import roll_all
@@ -54,7 +57,7 @@ def test_the_cards_count_what_the_lists_behind_them_hold(admin_client, traffic, 
     assert value == f"{ended.count():,}"
     assert sum(shown["failed"]) == ended.filter(status__in=["failed", "interrupted"]).count()
     assert sum(shown["completed"]) == ended.filter(status="completed").count()
-    assert "span=24h" in url
+    assert "by=ended" in url
     assert admin_client.get(url).status_code == 200
     assert admin_client.get(card(text, "Error rate")[0]).status_code == 200
 
@@ -111,6 +114,42 @@ def test_the_number_of_queries_does_not_grow(admin_client, traffic, now):
         page(admin_client)
     assert len(many) == len(few) <= 20
     assert not [one for one in many if "upstream_response" in one["sql"]]
+
+
+def count_behind(client, url):
+    """How many requests the list behind a link has."""
+    assert client.get(url).status_code == 200
+    query = QueryDict(urlsplit(url).query)
+    return Request.objects.filter(read_chips(query).condition(time_column(query))).count()
+
+
+@pytest.mark.parametrize("name", ["1h", "24h", "7d", "30d"])
+@pytest.mark.parametrize("seed", [5, 6])
+def test_each_number_is_the_length_of_the_list_behind_it(admin_client, now, name, seed):
+    # Many end in another range than they came in.
+    rows = make_random(seed, 300, now - timedelta(days=9), timedelta(days=9))
+    rows += make_random(seed + 10, 60, now - timedelta(minutes=50), timedelta(minutes=50))
+    for row in rows[::3]:
+        Request.objects.filter(pk=row.request_id).update(created_at=now - timedelta(days=40))
+    roll_all(now)
+    text = page(admin_client, range=name)
+    url, value = card(text, "Requests")
+    assert count_behind(admin_client, url) == int(value.replace(",", ""))
+    if name == "24h":
+        assert f">{value} requests<" in admin_client.get(url).content.decode()
+    url, _ = card(text, "Error rate")
+    errors = re.search(r"([\d,]+) failed or interrupted", text)[1]
+    assert count_behind(admin_client, url) == int(errors.replace(",", ""))
+    bars = re.findall(
+        r'<th scope="row"><a href="([^"]+from=[^"]+)">.*?<td class="figure">([\d,]+)<',
+        text,
+        re.DOTALL,
+    )
+    accounts = re.findall(r'<td class="figure"><a href="([^"]+)">([\d,]+)</a>', text)
+    assert len(bars) > 8
+    assert accounts
+    for url, value in [*bars, *accounts]:
+        assert count_behind(admin_client, unescape(url)) == int(value.replace(",", "")), url
 
 
 def test_who_may_see_less_sees_less(client, traffic):

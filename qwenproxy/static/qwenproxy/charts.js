@@ -122,7 +122,7 @@ function openOnClick(plot) {
     const index = plot.cursor.idx;
     // A drag has zoomed.
     if (index === null || index === undefined || Math.abs(event.clientX - downAt) > 3) return;
-    location.href = `${data.requests_url}?from=${data.start[index]}&to=${data.end[index]}`;
+    location.href = `${data.requests_url}?from=${data.start[index]}&to=${data.end[index]}&by=ended`;
   });
 }
 
