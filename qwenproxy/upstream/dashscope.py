@@ -44,6 +44,12 @@ class DashScope(OpenAICompatible):
         is_coding_plan = (parts.hostname or "").startswith("coding")
         return f"{base_url}/v1" if is_coding_plan else f"{base_url}/compatible-mode/v1"
 
+    async def embed(self, body: JSONObject) -> bytes:
+        # It gives lists alone, and refuses to be asked for anything else.
+        if body.get("encoding_format") is not None:
+            body = {**body, "encoding_format": "float"}
+        return await super().embed(body)
+
     def reasoned(self, parameters: JSONObject, call: UpstreamCall) -> JSONObject:
         return for_dashscope(parameters, call.reasoning)
 

@@ -186,6 +186,15 @@ class OpenAICompatible:
         self._owners = {info.id: info.owned_by for info in models}
         return models
 
+    async def embed(self, body: JSONObject) -> bytes:
+        name = self._account.name
+        request = self._new_request("POST", "/embeddings", content=json.dumps(body))
+        async with http.open_response(self._client, request, account_name=name) as response:
+            told = await http.read_body(response, max_bytes=http.MAX_JSON_BODY_BYTES)
+        if not response.is_success:
+            raise status_error(response, told, account_name=name)
+        return told
+
     def _new_request(
         self, method: str, path: str, *, content: bytes = b"", max_idle_s: float | None = None
     ) -> httpx.Request:

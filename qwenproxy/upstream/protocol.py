@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from qwenproxy.errors import GatewayError, UpstreamError
 from qwenproxy.wire.events import Event, Started
@@ -98,6 +98,19 @@ class UpstreamCall:
     note: str = ""
     # Web upstream only: null opens a new chat with the whole history as one text.
     chat: ChatTarget | None = None
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """An upstream that has embeddings."""
+
+    async def embed(self, body: JSONObject) -> bytes:
+        """Ask for the embeddings of a whole body and return the answer's.
+
+        Raises:
+            UpstreamError: its family.
+        """
+        ...
 
 
 class Upstream(Protocol):

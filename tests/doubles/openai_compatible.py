@@ -25,6 +25,7 @@ ERRORS: dict[str, Any] = json.loads((FIXTURES / "errors.json").read_text("utf-8"
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 MODELS = "/v1/models"
+EMBEDDINGS = "/v1/embeddings"
 
 
 def error(name: str) -> Reply:
@@ -82,10 +83,25 @@ class OpenAICompatibleDouble(ScriptedServer):
             )
         elif (request.method, request.path) == ("GET", MODELS):
             await self._list_models(exchange)
+        elif (request.method, request.path) == ("POST", EMBEDDINGS):
+            await self._embed(request, exchange)
         elif request.method == "POST" and request.path in (CHAT, COMPLETIONS):
             await self._complete(request, exchange, reply or self._model_reply(request))
         else:
             await self.send_json(exchange, {"detail": "Not Found"}, status=404)
+
+    async def _embed(self, request: Recorded, exchange: Exchange) -> None:
+        """Lists alone, whatever form is asked for, as some servers do."""
+        asked = request.body["input"]
+        items = asked if isinstance(asked, list) and not isinstance(asked[0], int) else [asked]
+        size = request.body.get("dimensions", 3)
+        data = [
+            {"object": "embedding", "index": i, "embedding": [len(item) / 4] * size}
+            for i, item in enumerate(items)
+        ]
+        usage = {"prompt_tokens": len(items), "total_tokens": len(items)}
+        body = {"object": "list", "data": data, "model": request.body["model"], "usage": usage}
+        await self.send_json(exchange, body)
 
     async def _list_models(self, exchange: Exchange) -> None:
         data = [
