@@ -79,7 +79,9 @@ class SessionAdmin(PageAdmin):
     def filters(self, request: HttpRequest) -> Sequence[Filter]:
         return [
             key_filter(),
-            replace(model_filter(is_indexed=False), condition=session_facts.using),
+            replace(
+                model_filter(is_indexed=False), condition=session_facts.using, is_dear=True
+            ),
             _flag("errors", "Errors", "with errors", session_facts.failed()),
             _flag("branches", "Branches", "with branches", session_facts.branched()),
         ]
@@ -240,6 +242,7 @@ def _flag(name: str, label: str, text: str, condition: Q) -> Filter:
         label,
         lambda value: [("1", text)],
         lambda value: condition if value == "1" else NOTHING,
+        is_dear=True,
     )
 
 

@@ -37,19 +37,17 @@ class Facts:
 
 
 def facts_of_many(session_ids: Sequence[str]) -> dict[str, Facts]:
-    """The facts of the sessions of a page, with the last model alone; three queries."""
+    """The facts of the sessions of a page, with the last model alone; two queries."""
     facts = {session_id: Facts() for session_id in session_ids}
     rows = _sums(Response.objects.filter(session__in=session_ids).order_by().values("session_id"))
     last_ids = []
     for row in rows:
         _add(facts[row["session_id"]], row)
         last_ids.append(row["last_request"])
-    models = Request.objects.filter(pk__in=last_ids).values_list("session_id", "model")
-    for session_id, model in models:
+    last = Request.objects.filter(pk__in=last_ids).annotate(branches=_branches("session_id"))
+    for session_id, model, branches in last.values_list("session_id", "model", "branches"):
         facts[session_id].models = (model,)
-    messages = Message.objects.filter(session__in=session_ids).order_by().values("session_id")
-    for session_id, branches in messages.annotate(n=_BRANCHES).values_list("session_id", "n"):
-        facts[session_id].branches = branches
+        facts[session_id].branches = branches or 0
     return facts
 
 
@@ -71,8 +69,13 @@ def facts_of(session_id: str) -> Facts:
 
 def branched() -> Q:
     """Sessions of more than one line."""
-    messages = Message.objects.filter(session=OuterRef("pk")).order_by().values("session_id")
-    return Q(GreaterThan(Subquery(messages.annotate(n=_BRANCHES).values("n")), 1))
+    return Q(GreaterThan(_branches("pk"), 1))
+
+
+def _branches(session: str) -> Subquery:
+    """Of the session that a column names; null where it has no messages."""
+    messages = Message.objects.filter(session=OuterRef(session)).order_by().values("session_id")
+    return Subquery(messages.annotate(n=_BRANCHES).values("n"))
 
 
 def failed() -> Q:

@@ -8,7 +8,7 @@ longer than a second is stopped. Columns with texts are loaded by no list. The p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -20,7 +20,9 @@ from django.db import connection
 from django.db.models import Model, Q, QuerySet
 from django.db.models.expressions import Combinable
 from django.http import HttpRequest, HttpResponse
+from django.utils.safestring import SafeString
 
+from sessions_app import record_table
 from sessions_app.chips import ALL_TIME, SPANS, Chips, Filter
 from sessions_app.guard import Stopped, stopped_after
 from sessions_app.paging import MAX_TOTAL, Sort, beyond, read_position, write_position
@@ -118,6 +120,12 @@ class KeysetChangeList(ChangeList):
         ]
         self.wider = longer[0] if longer else ("all", chips.span_url(ALL_TIME))
 
+    def headers(self) -> list[dict[str, Any]]:
+        return record_table.headers(self)
+
+    def rows(self) -> Iterator[SafeString]:
+        return record_table.rows(self)
+
     @property
     def narrower(self) -> list[tuple[str, str]]:
         """Shorter times, for a list that was stopped."""
@@ -172,7 +180,7 @@ class RecordAdmin(ModelAdmin):
     list_per_page = 50
     list_max_show_all = 0
     sortable_by = ()
-    # The columns that a list loads.
+    # What `list_display` names are methods here (`sessions_app.record_table`); the columns that they read:
     list_columns: ClassVar[Sequence[str]] = ()
     # What ids begin with: a search for no more than that would sort every row.
     id_prefixes: ClassVar[Sequence[str]] = ()

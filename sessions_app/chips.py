@@ -63,6 +63,8 @@ class Filter:
     condition: Callable[[str], Q]
     # An index holds it with the list's order: such rows are cheap to find and to count.
     is_indexed: bool = False
+    # It reads other tables for each row: such rows are not counted.
+    is_dear: bool = False
     # There is no menu: it comes from links, and is shown where it is set.
     is_only_linked: bool = False
     # It leaves so few rows that the list begins with all time.
@@ -184,6 +186,8 @@ class Chips:
     @property
     def is_countable(self) -> bool:
         """Whether the rows are found without reading many others."""
+        if any(each.is_dear for each in self._set):
+            return False
         return bool(self.search) or self.window.is_short(self.now) or self.is_indexed
 
     @property
