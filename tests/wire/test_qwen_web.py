@@ -183,6 +183,17 @@ def test_every_fixture_stream_is_expected():
     assert {path.stem for path in SYNTHETIC.glob("*.sse")} == set(FIXTURES)
 
 
+def in_runs(events):
+    """The events, with neighbouring pieces of text as one."""
+    runs = []
+    for event in events:
+        if runs and isinstance(event, TextDelta) and isinstance(runs[-1], TextDelta):
+            runs[-1] = TextDelta(runs[-1].text + event.text)
+        else:
+            runs.append(event)
+    return runs
+
+
 # That the payloads are the same for a cut at every byte is tested with the SSE decoder.
 @pytest.mark.parametrize("piece_bytes", [1 << 20, 1, 7], ids=["whole", "bytes", "sevens"])
 @pytest.mark.parametrize("name", FIXTURES)
@@ -192,7 +203,8 @@ def test_a_fixture_stream_gives_its_events(name, piece_bytes):
 
     events = decode((SYNTHETIC / f"{name}.sse").read_bytes(), decoder, piece_bytes=piece_bytes)
 
-    assert events == expected
+    # The end of a line may begin a marker, and comes with what follows.
+    assert in_runs(events) == in_runs(expected)
     assert (decoder.error and decoder.error.failure.kind) == kind
     assert decoder.is_done
 

@@ -52,7 +52,7 @@ def test_markers_are_found_wherever_the_answer_is_cut(answer, thinking, text):
 OPEN_CASES = [
     pytest.param("a\n</think>\n\nb", "a\n", "b", id="close"),
     pytest.param("\n<think>\na</think>b", "a", "b", id="opened-twice"),
-    pytest.param("a", "a", "", id="never-closed"),
+    pytest.param("a", "a", "a", id="never-closed"),
     pytest.param("</think>b", "", "b", id="empty-thinking"),
 ]
 
@@ -94,3 +94,18 @@ def test_the_cuts_make_no_difference(answer, size):
     pieces = [answer[start : start + size] for start in range(0, len(answer), size)]
 
     assert split(pieces) == split([answer])
+
+
+def test_what_an_answer_shows_of_its_template_is_told():
+    for answer, is_open, told in (
+        ("a\n</think>\nb", False, True),
+        ("a\n</think>\nb", True, True),
+        ("a", False, None),
+        ("a", True, False),
+        ("<think>a</think>b", False, None),
+        ("a\n</think>", False, True),
+    ):
+        splitter = ThinkSplitter(is_open=is_open)
+        splitter.feed(answer)
+        splitter.finish()
+        assert splitter.opens_thinking is told, answer
