@@ -104,12 +104,16 @@ class GatewayAdminSite(AdminSite):
         # As above.
         from requests_app.live import live, live_rows
 
+        # As above.
+        from requests_app.pictures import picture
+
         own: list[URLPattern | URLResolver] = [
             path("errors/", errors, name="errors"),
             path("export/requests/", export_requests, name="export_requests"),
             path("export/sessions/", export_sessions, name="export_sessions"),
             path("live/", live, name="live"),
             path("live/rows/", live_rows, name="live_rows"),
+            path("picture/<str:message_id>/<str:digest>/", picture, name="picture"),
             path("playground/", playground.playground, name="playground"),
             path("playground/key/", playground.playground_key, name="playground_key"),
             path(

@@ -40,6 +40,8 @@ EXPECTED: dict[str, str | tuple[str, int]] = {
     "health/": "operator",
     "export/requests/": "auditor",
     "export/sessions/": "auditor",
+    # Of no message.
+    "picture/<str:message_id>/<str:digest>/": ("auditor", 404),
     # Whoever signs in may know whether the database is well; what was run and who did is the auditor's.
     "migrations/": "staff",
     "test-accounts/": ("operator", 405),
@@ -126,7 +128,11 @@ APP_LISTS = {
 }
 # Their guards ask for less than what they show by default: the figures alone, as CSV, are the viewer's, and
 # of sessions it depends on QWENPROXY_PAYLOADS as well.
-ASK_FURTHER = {"export/requests/": "viewer", "export/sessions/": "viewer"}
+ASK_FURTHER = {
+    "export/requests/": "viewer",
+    "export/sessions/": "viewer",
+    "picture/<str:message_id>/<str:digest>/": "viewer",
+}
 # They answer whoever is not signed in; all others send to the login.
 OPEN = {"login/": 200}
 # What Django adds for a site and for each of its models; each asks for permissions itself.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import random
+import re
 
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
 
 from qwenproxy.wire.redaction import compile_rules
 from requests_app import exports
@@ -177,6 +179,45 @@ def test_the_transcript_names_files_without_reading_them(key, admin_client):
     ).content.decode()
     assert "image/png, 264 B" in text
     assert PIXEL[:40] not in text
+
+
+def picture_of(client, session_id):
+    text = client.get(f"/admin/sessions_app/session/{session_id}/change/").content.decode()
+    return re.search(r'<img class="picture" src="([^"]+)"', text)
+
+
+def test_the_transcript_shows_an_image_that_can_be_nothing_else(key, admin_client):
+    opened = take_turn(key, picture())
+    found = picture_of(admin_client, opened.session_id)
+    answer = admin_client.get(found[1])
+    assert answer.content == base64.b64decode(PIXEL)
+    assert answer["Content-Type"] == "image/png"
+    assert answer["X-Content-Type-Options"] == "nosniff"
+    assert answer["Content-Security-Policy"] == "default-src 'none'; sandbox"
+
+
+@pytest.mark.parametrize("media_type", ["image/svg+xml", "text/html", "application/pdf"])
+def test_other_files_are_not_served(key, admin_client, media_type):
+    part = {"type": "image_url", "image_url": {"url": f"data:{media_type};base64,{PIXEL}"}}
+    opened = take_turn(key, user([part]))
+    assert picture_of(admin_client, opened.session_id) is None
+    row = MessageFile.objects.select_related("blob").get()
+    url = reverse("admin:picture", args=[row.message_id, bytes(row.blob.digest).hex()])
+    assert admin_client.get(url).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("message", "digest"), [("1", "00"), ("9" * 30, "00"), ("x", "00"), ("1", "x")]
+)
+def test_images_that_are_not_there(admin_client, message, digest):
+    assert admin_client.get(f"/admin/picture/{message}/{digest}/").status_code == 404
+
+
+def test_an_image_is_for_those_who_may_read(key, admin_client, settings):
+    opened = take_turn(key, picture())
+    url = picture_of(admin_client, opened.session_id)[1]
+    settings.PAYLOADS = "off"
+    assert admin_client.get(url).status_code == 403
 
 
 def test_the_page_of_a_request_cuts_files_until_the_whole_is_asked_for(key, admin_client):
