@@ -76,13 +76,14 @@ class ErrorGroup:
     url: str = ""
 
     @property
-    def bars(self) -> list[tuple[int, int]]:
-        """Heights of the drawing, from 0 to 20, by their place."""
+    def bars(self) -> str:
+        """The path of the drawing, bars 3 wide from 0 to 20; one path, as pages hold a hundred of them."""
         highest = max(self.slots)
-        return [
-            (index * 4, max(2, round(20 * count / highest)) if count else 0)
+        return "".join(
+            f"M{index * 4} 0h3v{max(2, round(20 * count / highest))}h-3z"
             for index, count in enumerate(self.slots)
-        ]
+            if count
+        )
 
 
 @dataclass(frozen=True, slots=True)
