@@ -7,7 +7,7 @@ from typing import Any
 from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 
 from sessions_app.admin import RecordAdmin
@@ -30,8 +30,7 @@ class PageAdmin(RecordAdmin):
         if not self.has_view_permission(request, row):
             raise PermissionDenied
         if row is None:
-            # Django's own way: a message and the index.
-            return super().change_view(request, "-", form_url, extra_context)
+            raise Http404(f"No {self.opts.verbose_name} has this id.")
         return self.show(request, row)
 
     def show(self, request: HttpRequest, row: Any) -> HttpResponse:

@@ -21,6 +21,7 @@ from qwenproxy.access import staff
 from qwenproxy.wire.redaction import code_of
 from requests_app import bodies, waterfall
 from requests_app.admin_pages import PageAdmin
+from requests_app.arrived import load_arrived
 from requests_app.models import Request, Response
 from requests_app.records import load_request
 from requests_app.request_filters import DEFAULT_SPAN, request_filters, sort_of
@@ -183,6 +184,8 @@ class RequestAdmin(PageAdmin):
         reply_id = (
             Response.objects.filter(request=row.pk).values_list("reply_id", flat=True).first()
         )
+        is_running = response.get("status") == "in_progress" and not hidden
+        arrived = load_arrived([response["id"]]) if is_running else {}
         leaf_id = reply_id or row.prompt_id
         transcript = reverse("admin:sessions_app_session_change", args=[row.session_id])
         base_url = settings.PUBLIC_URL or request.build_absolute_uri("/").rstrip("/")
@@ -203,6 +206,7 @@ class RequestAdmin(PageAdmin):
             "panels": bodies.panels(record, hidden=hidden, is_whole="full" in request.GET),
             "turn_url": f"{transcript}?leaf={leaf_id}" if leaf_id else transcript,
             "curl": bodies.curl(base_url, record) if has_body else "",
+            "arrived": arrived.get(response.get("id", 0)),
             "may_replay": has_body and request.user.has_perm(staff.USE_PLAYGROUND),
         }
 

@@ -29,7 +29,7 @@ from requests_app import session_facts
 from requests_app.admin_pages import PageAdmin
 from requests_app.conversation import load_conversation
 from requests_app.deletion import delete_session_rows
-from requests_app.request_filters import DEFAULT_SPAN, model_filter
+from requests_app.request_filters import ANY_ERROR, DEFAULT_SPAN, model_filter
 from sessions_app.admin import KeysetChangeList, RecordAdmin, begins_with
 from sessions_app.chips import NOTHING, Chips, Filter, key_filter
 from sessions_app.models import Session
@@ -162,7 +162,7 @@ class SessionAdmin(PageAdmin):
         count = session.facts.errors
         if not count:
             return display.NONE
-        url = f"{_requests_url(session)}&status=failed"
+        url = f"{_requests_url(session)}&status={ANY_ERROR}"
         return format_html('<a class="bad" href="{}">{}</a>', url, display.number(count))
 
     @admin.display(description="tokens")

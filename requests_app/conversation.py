@@ -16,6 +16,7 @@ from django.db.models import Case, Q, TextField, Value, When
 
 from qwenproxy.wire import json
 from qwenproxy.wire.history import text_of
+from requests_app.arrived import load_arrived
 from requests_app.conversation_blocks import Block, Cutter, Fold, Fork, Reader, pretty, size
 from requests_app.models import Request, Response
 from sessions_app.models import Message, Session
@@ -28,6 +29,7 @@ _MAX_RESULTS = 100
 # Answers to the prompts of a page, and ways out of a fork: rows in memory stay below 2,000.
 _MAX_ANSWERS = 800
 _ANSWER_FIELDS = (
+    "id",
     "request_id",
     "reply_id",
     "status",
@@ -81,7 +83,8 @@ class Line:
 def load_conversation(
     session: Session, *, leaf_id: int | None = None, start: int | None = None, shown: str = ""
 ) -> Line:
-    """Load a page of the line through `leaf_id`, or through the newest answer; six queries at most.
+    """Load a page of the line through `leaf_id`, or through the newest answer; six queries at most, seven while
+    an answer runs.
 
     Without `start` it is the page that `leaf_id` is on, or the first. A leaf that is not the session's
     counts as none. Long texts are cut, but for those of the block named `shown`.
@@ -174,6 +177,9 @@ def _answers(
     said = Case(When(reply=None, then="upstream_response"), default=Value("", TextField()))
     rows = Response.objects.filter(condition, session=session).order_by("id")
     by_prompt: dict[int | None, list[dict[str, Any]]] = {}
-    for row in rows.values(*_ANSWER_FIELDS, said=said)[:_MAX_ANSWERS]:
+    found = list(rows.values(*_ANSWER_FIELDS, said=said)[:_MAX_ANSWERS])
+    arrived = load_arrived([row["id"] for row in found if row["status"] == "in_progress"])
+    for row in found:
+        row["arrived"] = arrived.get(row["id"])
         by_prompt.setdefault(row["request__prompt_id"], []).append(row)
     return by_prompt

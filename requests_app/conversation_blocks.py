@@ -18,10 +18,12 @@ from qwenproxy.access.models import Recorded
 from qwenproxy.wire import attachments, json
 from qwenproxy.wire.history import text_of
 from qwenproxy.wire.json import JSONObject, JSONValue
+from requests_app.arrived import Arrived
 from requests_app.files import describe, described
 from requests_app.keeping import is_bare
 from requests_app.pictures import picture_url
 from requests_app.rollups import ERRORS
+from requests_app.ways_out import WAYS_OUT
 from sessions_app.models import Message
 from sessions_app.transcript import message_body
 
@@ -31,25 +33,12 @@ _MAX_SUMMARY_CHARS = 90
 _NOT_RECORDED = "(not recorded: the API key keeps no content)"
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _TOOL_ROLES = ("tool", "function")
-# What to do where an answer failed, by its code.
-_ADVICE = {
-    "upstream_timeout": "The upstream did not answer in time. Another try may do; look at its health.",
-    "upstream_rate_limited": "The account cools down. Wait, or add another account.",
-    "upstream_challenge": "The upstream asks for a human. Sign in with a browser and paste a new request.",
-    "upstream_auth_expired": "The account's session has ended. Sign in again and paste a new request.",
-    "context_length_exceeded": "The history is too long for the model. Shorten it, or use another model.",
-    "upstream_refused": "The upstream will not do this request. Another try gives the same.",
-    "answer_too_long": "The answer passed QWENPROXY_MAX_ANSWER_MB.",
-    "no_account_ready": "No account may be asked now. The accounts' page says until when, and why.",
-    "no_upstream": "No account serves this model. Add one, or correct the name of the model.",
-    "upstream_busy": "Every account has as many calls as it may. Add one, or raise the limit.",
-    "rate_limit_exceeded": "The API key reached its limit.",
-}
+STILL_COMING = "The answer is still coming."
 _ENDED = {
     "cancelled": "Cancelled before its end: this is what had arrived.",
     "interrupted": "Interrupted before its end: this is what had arrived.",
     "failed": "Failed before its end: this is what had arrived.",
-    "in_progress": "The answer is still coming.",
+    "in_progress": STILL_COMING,
 }
 
 
@@ -297,18 +286,33 @@ class Reader:
         anchor = f"request-{row['request_id']}"
         code = row["error_code"] or row["error_type"]
         if row["status"] == "in_progress":
-            text = Text("The answer has not come to its end yet.", anchor)
-            return Block("running", "In progress", anchor, text, answers=[row])
+            return self._running(row, anchor)
         label = " ".join(str(part) for part in (row["http_status"], code) if part)
         label = json.plain(label) or row["status"].capitalize()
         kind = "error" if row["status"] in ERRORS else "note"
         text = self._cutter.text(row["error_message"] or "No answer was recorded.", anchor)
         if row["request__recorded"] != Recorded.EVERYTHING and not row["error_message"]:
             text = Text(_NOT_RECORDED, anchor)
-        block = Block(kind, label, anchor, text, answers=[row], note=_ADVICE.get(code or "", ""))
+        block = Block(kind, label, anchor, text, answers=[row], note=WAYS_OUT.get(code or "", ""))
         if row["said"]:
             said = pretty(json.loads_text(row["said"]))
             block.folds = [self._cutter.fold("Upstream body", size(said), said, f"{anchor}-u")]
+        return block
+
+    def _running(self, row: Mapping[str, Any], anchor: str) -> Block:
+        arrived: Arrived | None = row["arrived"]
+        block = Block("running", "In progress", anchor, answers=[row], note=STILL_COMING)
+        if arrived is None:
+            return block
+        if arrived.is_end_only:
+            block.note += " This is the end of what has arrived."
+        if arrived.text:
+            block.text = Text(arrived.text, anchor)
+        if arrived.reasoning:
+            length, name = size(arrived.reasoning), f"{anchor}-r"
+            block.folds = [
+                self._cutter.fold("Reasoning", length, arrived.reasoning, name, "reasoning")
+            ]
         return block
 
 

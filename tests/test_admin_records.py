@@ -288,7 +288,7 @@ def test_a_responses_page_is_its_requests(admin_client):
 @pytest.mark.parametrize("url", [SESSIONS, REQUESTS, RESPONSES])
 @pytest.mark.parametrize("pk", ["nope", "0", str(2**63), "a%00b"])
 def test_a_row_that_is_not_there(admin_client, url, pk):
-    assert admin_client.get(f"{url}{pk}/change/").status_code == 302
+    assert admin_client.get(f"{url}{pk}/change/").status_code == 404
 
 
 def test_a_session_is_deleted_with_all_that_hangs_on_it(admin_client):

@@ -8,6 +8,9 @@ from django.contrib.auth.models import Permission, User
 from django.urls import reverse
 
 from qwenproxy.access import staff
+from qwenproxy.wire.events import ReasoningDelta, Started, TextDelta, pack
+from requests_app import arrived
+from requests_app.models import Partial
 from sessions_app.models import Session
 from tests.factories import make_line, make_request, make_response, make_session, make_turn
 
@@ -123,6 +126,34 @@ def test_an_answer_that_is_not_whole_says_so(admin_client, status, words):
     text = page(admin_client, url_of(session))
     assert "half an" in text
     assert words in text
+
+
+def test_a_running_answer_shows_what_has_come(admin_client, monkeypatch):
+    monkeypatch.setattr(arrived, "MAX_ROWS", 3)
+    session = make_session()
+    turn = make_turn(session, "go", None, response={"status": "in_progress", "error_code": None})
+    assert "still coming" in page(admin_client, url_of(session))
+    for seq, event in enumerate(
+        [Started("r1"), ReasoningDelta("hmm"), TextDelta("Half <b>an"), TextDelta(" answer")]
+    ):
+        Partial.objects.create(response=turn, seq=seq, events=pack([event]))
+    for url in (url_of(session), f"/admin/requests_app/request/{turn.request_id}/change/"):
+        text = page(admin_client, url)
+        assert "Half &lt;b&gt;an answer" in text
+        assert "hmm" in text
+        assert "end of what has arrived" in text
+
+
+def test_the_number_of_errors_is_the_length_of_the_list_behind_it(admin_client):
+    session = make_session()
+    for status in ("failed", "interrupted", "cancelled"):
+        make_turn(session, status, None, response={"status": status})
+    make_turn(session, "fine")
+    for text in (page(admin_client, LIST, span="all"), page(admin_client, url_of(session))):
+        link = re.search(r'<a class="bad" href="([^"]+status=[^"]+)">(\d+)</a>', text)
+        assert link[2] == "2"
+        shown = page(admin_client, link[1].replace("&amp;", "&"))
+        assert len(set(re.findall(r"request/(\d+)/change/", shown))) == 2
 
 
 def test_what_was_said_is_for_those_who_may_read(viewer_client):

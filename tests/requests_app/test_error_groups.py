@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from qwenproxy import errors as gateway_errors
 from requests_app import error_groups
-from requests_app.error_groups import WAYS_OUT
+from requests_app.ways_out import WAYS_OUT
 from tests.factories import make_account, make_api_key, make_session
 from tests.requests_app.ended import make_ended
 
