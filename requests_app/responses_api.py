@@ -18,6 +18,7 @@ from qwenproxy.errors import InvalidRequest, NotFound
 from qwenproxy.wire import history, json
 from qwenproxy.wire.json import JSONObject, JSONValue
 from qwenproxy.wire.openai_responses import PREFIX
+from qwenproxy.wire.responses_bodies import to_chat
 from qwenproxy.wire.responses_record import has_instructions, items_of
 from qwenproxy.wire.responses_tools import read_tools
 from requests_app.files import restore
@@ -221,6 +222,26 @@ def _carried(row: Mapping[str, Any]) -> list[JSONObject]:
     if not isinstance(content, list) or len(content) < 2:
         return []
     return [{"role": "system", "content": content[1:]}]
+
+
+def as_chat(request_pk: int, body: JSONObject) -> JSONObject:
+    """A recorded request as a body of chat completions, with the whole conversation that it went on with.
+
+    Raises:
+        Request.DoesNotExist: it was deleted meanwhile.
+    """
+    row = Request.objects.values("prompt_id", "system__body", "api_key_id").get(pk=request_pk)
+    stored = [message_body(message) for message in load_line(row["prompt_id"])]
+    # A list of messages, written by the recorder.
+    system: Any = json.loads_text(row["system__body"] or "[]")
+    # What of the input was a reference is in the line.
+    form = to_chat({**body, "input": "-"})
+    chat: JSONObject = {"model": body.get("model"), "stream": body.get("stream", False)}
+    chat |= form.parameters
+    chat["messages"] = [*system, *restore(stored, row["api_key_id"])]
+    if form.tools:
+        chat["tools"] = form.tools
+    return chat
 
 
 def resolve_references(given: JSONValue, api_key_id: int) -> JSONValue:

@@ -23,6 +23,7 @@ from qwenproxy.wire.anthropic_bodies import FieldError, to_chat
 from qwenproxy.wire.json import JSONObject
 from requests_app.models import Request
 from requests_app.records import load_request
+from requests_app.responses_api import as_chat
 from requests_app.rollups import ERRORS
 
 _ID = re.compile("[0-9]{1,18}")
@@ -96,12 +97,16 @@ def _recorded(request: HttpRequest, wanted: str) -> tuple[Request, JSONObject | 
         raise Http404 from exc
     if not isinstance(body, dict):
         return row, None
-    if row.dialect == "anthropic":
-        try:
+    try:
+        if row.dialect == "anthropic":
             body = _as_chat(body)
-        except FieldError:
-            # What is left after messages were deleted.
-            return row, None
+        elif row.dialect == "responses":
+            body = as_chat(row.pk, body)
+    except FieldError:
+        # What is left after messages were deleted, or redaction.
+        return row, None
+    except Request.DoesNotExist as exc:
+        raise Http404 from exc
     staff.audit_view(request, row)
     if "messages" not in body:
         prompt = body.pop("prompt", "")

@@ -201,6 +201,25 @@ def test_a_request_in_anthropics_form_fills_it_in_as_a_chat(admin_client):
     }
 
 
+def test_a_response_fills_in_the_whole_conversation_that_it_went_on_with(admin_client):
+    session = make_session()
+    parameters = {
+        "model": "m",
+        "max_output_tokens": 9,
+        "previous_response_id": "resp_1",
+        "_shape": {"input": "Hi"},
+    }
+    system = make_blob(session.api_key, "system", [{"role": "system", "content": "Be."}])
+    fields = {"dialect": "responses", "parameters": json.dumps(parameters), "system": system}
+    row = make_turn(session, "Hi", request=fields)
+    assert page(admin_client, request=row.request_id).context["config"]["body"] == {
+        "model": "m",
+        "stream": False,
+        "max_tokens": 9,
+        "messages": [{"role": "system", "content": "Be."}, {"role": "user", "content": "Hi"}],
+    }
+
+
 @pytest.mark.parametrize("case", ["no permission", "hidden", "not kept"])
 def test_what_may_not_be_read_is_not_filled_in(client, settings, case):
     client.force_login(
