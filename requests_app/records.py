@@ -309,7 +309,7 @@ def _openai_request(
     if row["dialect"] == "responses":
         return responses_record.to_body(body, messages, tools)
     if row["dialect"] == embeddings.DIALECT:
-        return embeddings.to_body(body, text_of(messages[-1]))
+        return embeddings.to_body(body, text_of(messages[-1]) if messages else "")
     if row["dialect"] == "completions":
         body["prompt"] = text_of(messages[-1]) if messages else ""
     else:

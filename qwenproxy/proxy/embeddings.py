@@ -179,6 +179,9 @@ class _Call:
             cause = attempt["cause"] = f"{error.error_code}: {error.message}"[:500]
             place.failed(error, self._opening.keep.cause(cause))
             raise
+        except asyncio.CancelledError:
+            attempt["cause"] = "timeout"
+            raise
         finally:
             attempt["ms"] = round((time.monotonic() - began) * 1000)
         return told

@@ -376,7 +376,7 @@ class Turn:
             async with aclosing(upstream.stream(self._make_call(chat))) as batches:
                 async for events in batches:
                     self._take(events)
-                    if type(events[0]) is Again:
+                    if events and type(events[0]) is Again:
                         attempt = await self._ask_again(place, attempt, events[0])
             if self.answer.finish_reason is None:
                 raise UpstreamProtocolError("the upstream's answer has no end")

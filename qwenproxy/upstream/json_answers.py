@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 Ask = Callable[[UpstreamCall], AsyncGenerator[Sequence[Event], None]]
 
 MAX_ANSWER_CHARS = 2**20
-# Below it a check takes less than the switch to a thread and back matters.
-_SMALL_CHARS = 4_000
 _QUOTED_CHARS = 2_000
 _ALONE = "and nothing else: no explanation, no Markdown fence."
 
@@ -61,8 +59,6 @@ class AnswerForm:
         Raises:
             InvalidJSONAnswer: it could not be checked within bounds.
         """
-        if len(text) <= _SMALL_CHARS:
-            return self._check(text)
         return await asyncio.to_thread(self._check, text)
 
     def _check(self, text: str) -> tuple[str, str]:
@@ -136,7 +132,8 @@ async def checked(call: UpstreamCall, ask: Ask) -> AsyncGenerator[Sequence[Event
                 if passed := answer.take(events):
                     yield passed
         if answer.finished is None or answer.is_free:
-            yield answer.rest(answer.text)
+            if rest := answer.rest(answer.text):
+                yield rest
             return
         found, problem = await form.check(answer.text)
         if not problem:

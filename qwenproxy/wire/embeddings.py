@@ -54,7 +54,7 @@ def to_parameters(body: JSONObject) -> JSONObject:
 def to_body(parameters: JSONObject, text: str) -> JSONObject:
     """The client's body again, from what `to_parameters` and `to_message` made of it."""
     rest = {name: value for name, value in parameters.items() if name != _IS_JSON}
-    return {**rest, "input": json.loads_text(text) if parameters.get(_IS_JSON) else text}
+    return {**rest, "input": _parsed(text) if parameters.get(_IS_JSON) else text}
 
 
 def read_answer(answer: JSONValue, *, as_base64: bool) -> tuple[JSONObject, JSONObject]:
@@ -88,8 +88,16 @@ def read_answer(answer: JSONValue, *, as_base64: bool) -> tuple[JSONObject, JSON
 
 def to_response(recorded: str, *, model: str, usage: JSONObject | None) -> JSONObject:
     """The answer as the record shows it: `vectors` in place of the vectors."""
-    body: JSONObject = {"object": "list", "data": None, "vectors": json.loads_text(recorded)}
+    body: JSONObject = {"object": "list", "data": None, "vectors": _parsed(recorded)}
     return {**body, "model": model, "usage": usage}
+
+
+def _parsed(text: str) -> JSONValue:
+    try:
+        return json.loads_text(text)
+    except json.JSONError:
+        # A rule of redaction may leave something else.
+        return text
 
 
 def _length(vector: list[JSONValue] | str) -> int:

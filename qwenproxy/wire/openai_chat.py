@@ -149,7 +149,9 @@ class ChatStreamDecoder:
                 )
             )
         events = self._apply(body)
-        if isinstance(body, dict) and len(events) == 1 and self.error is None:
+        # Log probabilities are of this chunk alone, also where its text is held back.
+        is_plain = len(events) == 1 and type(events[0]) is not LogProbs
+        if isinstance(body, dict) and is_plain and self.error is None:
             self._text_chunks.learn(payload, body)
         return events
 

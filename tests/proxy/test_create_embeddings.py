@@ -8,6 +8,7 @@ import pytest
 
 from qwenproxy.access.keys import create_api_key
 from qwenproxy.access.models import ApiKey
+from qwenproxy.wire.redaction import compile_rules
 from requests_app.models import Request, Response
 from tests.doubles.server import Reply
 from tests.proxy.conftest import attempts_of, ended_response
@@ -231,6 +232,15 @@ def test_a_gateway_that_stops_takes_none(open_gateway, serve_upstream):
     embed(gateway, native.model)
     gateway.gateway.draining = True
     assert embed(gateway, native.model).status_code == 503
+
+
+def test_rules_of_redaction_leave_a_record_that_can_be_read(open_gateway, serve_upstream):
+    native = serve_upstream("openai_compatible")
+    gateway = open_gateway(REDACTION=compile_rules(['secret",']))
+    answer = embed(gateway, native.model, ["secret", "x"])
+    record = gateway.http.get(f"/v1/requests/{answer.headers['x-request-id']}").json()
+    assert "secret" not in json.dumps(record)
+    assert "[redacted]" in record["openai_request"]["input"]
 
 
 def test_a_key_that_keeps_no_content_keeps_no_input(open_gateway, serve_upstream):

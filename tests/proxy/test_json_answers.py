@@ -7,6 +7,7 @@ import json
 import pytest
 
 from qwenproxy.wire.events import unpack
+from qwenproxy.wire.redaction import compile_rules
 from requests_app.models import Request
 from tests.doubles.server import Reply
 from tests.proxy.conftest import HELLO, attempts_of, ended_response
@@ -101,6 +102,33 @@ def test_an_answer_that_does_not_fit_says_nothing_about_the_account(open_gateway
         web.enqueue(Reply(text="no"), Reply(text="no"))
         assert gateway.ask(web.model, response_format=FORM).status_code == 502
     assert gateway.ask(web.model).status_code == 200
+
+
+def test_the_second_try_keeps_the_accounts_pace(open_gateway, serve_upstream):
+    web = serve_upstream("qwen_web", min_interval_ms=300)
+    web.enqueue(Reply(text="no"), Reply(text='{"a": 2}'))
+    assert open_gateway().ask(web.model, response_format=FORM).status_code == 200
+    first, second = attempts_of(ended_response())
+    assert second["started"] - first["started"] >= 295
+
+
+def test_an_answer_that_was_cut_off_is_handed_on_as_it_is(open_gateway, serve_upstream):
+    native = serve_upstream("openai_compatible", name="old")
+    native.enqueue(Reply(text='{"a": ', finish_reason="length"))
+    gateway = open_gateway(JSON_BY_INSTRUCTION_ACCOUNTS=["old"])
+    choice = gateway.ask(native.model, response_format=FORM).json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ('{"a": ', "length")
+    assert len(native.turns) == 1
+
+
+def test_a_failure_within_a_held_answer_is_asked_for_anew(open_gateway, serve_upstream):
+    native = serve_upstream("openai_compatible", name="old")
+    half = b'data: {"id":"x","choices":[{"index":0,"delta":{"content":"{"}}]}\n\n'
+    native.enqueue(Reply(raw=half), Reply(text='{"a": 1}'))
+    gateway = open_gateway(JSON_BY_INSTRUCTION_ACCOUNTS=["old"])
+    assert answer_of(gateway.ask(native.model, response_format=FORM)) == '{"a": 1}'
+    causes = [attempt["cause"] for attempt in attempts_of(ended_response())]
+    assert causes[0].startswith("upstream_error: ")
 
 
 def test_an_object_is_any_object(open_gateway, web):
@@ -265,7 +293,7 @@ def logprobs_stream(*texts):
 @pytest.mark.parametrize("stream", [False, True])
 def test_log_probabilities_are_carried_whole(open_gateway, serve_upstream, stream):
     native = serve_upstream("openai_compatible")
-    texts = ["<think", "ing", " a", "loud", " and", " on"]
+    texts = ["<think", "ing", " a", " a", "loud", "loud", " on"]
     native.enqueue(Reply(raw=logprobs_stream(*texts)))
     sdk = open_gateway().sdk
     ask = {"model": native.model, "messages": HELLO, "logprobs": True, "top_logprobs": 1}
@@ -301,8 +329,6 @@ def test_those_of_legacy_completions_have_their_own_form(open_gateway, serve_ups
 
 
 def test_no_rule_of_redaction_is_passed_by_token_after_token(open_gateway, serve_upstream):
-    from qwenproxy.wire.redaction import compile_rules
-
     native = serve_upstream("openai_compatible")
     native.enqueue(Reply(raw=logprobs_stream("the ", "sec", "ret")))
     gateway = open_gateway(REDACTION=compile_rules(["secret"]))
