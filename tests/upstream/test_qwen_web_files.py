@@ -79,6 +79,8 @@ def test_the_store_gets_no_credentials_of_the_account(qwen_web):
     (put,) = [request for request in qwen_web.double.requests if request.method == "PUT"]
     assert "cookie" not in put.headers
     assert "bx-umidtoken" not in put.headers
+    # The store wants to know how much comes.
+    assert put.headers["content-length"] == str(len(PICTURE))
 
 
 def test_the_record_cannot_open_the_file(qwen_web):
