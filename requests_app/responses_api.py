@@ -29,6 +29,7 @@ from sessions_app.paging import read_integer
 from sessions_app.transcript import load_line, message_body
 
 DIALECT = "responses"
+_RESPONSE_ID = re.compile(r"resp_[0-9A-Za-z_-]{1,60}")
 _ITEM_ID = re.compile(r"(?:rs|msg|fc|ctc)_([0-9a-f]{32})(?:_[0-9]+)?")
 
 
@@ -38,6 +39,9 @@ def find_stored(response_id: str, api_key_id: int | None) -> Mapping[str, Any]:
     Raises:
         NotFound: there is none.
     """
+    if not _RESPONSE_ID.fullmatch(response_id):
+        # PostgreSQL cannot even be asked for a text with NUL.
+        raise _not_found(response_id)
     rows = Response.objects.filter(
         response_id=response_id, request__dialect=DIALECT, withdrawn_at=None
     )

@@ -123,7 +123,7 @@ def _read_input(given: JSONValue, head: list[JSONValue] | None, line: _Line) -> 
         path = f"input.{index}"
         if not isinstance(item, dict):
             raise FieldError(path, "must be an object")
-        kind = item.get("type", "message")
+        kind = item.get("type") or "message"
         if kind != "message":
             head = None
             _read_item(item, str(kind), path, line)

@@ -258,7 +258,7 @@ def test_only_a_stored_and_whole_response_of_the_same_key_is_gone_on_from(
         "object": "response",
         "deleted": True,
     }
-    for previous in (unstored, theirs, deleted, "resp_nothing", "", "msg_1"):
+    for previous in (unstored, theirs, deleted, "resp_nothing", "", "msg_1", "resp_\0"):
         answer = ask(gateway, upstream.model, previous_response_id=previous)
         assert answer.status_code == 400
         error = answer.json()["error"]
@@ -266,6 +266,7 @@ def test_only_a_stored_and_whole_response_of_the_same_key_is_gone_on_from(
             "previous_response_not_found",
             "previous_response_id",
         )
+    assert gateway.http.post("/v1/responses/resp_%00/cancel").status_code == 404
     for gone in (unstored, deleted):
         for path in ("", "/input_items"):
             assert gateway.http.get(f"/v1/responses/{gone}{path}").status_code == 404
