@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +21,18 @@ def seeded(tmp_path_factory) -> Iterator[tuple[Gateway, dict[str, Any]]]:
         pytest.skip("NO BROWSER: install chromium (apt install chromium)")
     with served(tmp_path_factory.mktemp("browser") / "data") as gateway:
         facts = gateway.seed()
+        shutil.copytree(gateway.directory, gateway.directory.with_name("untouched"))
         gateway.start()
-        yield gateway, {**facts, "cookies": {"admin": gateway.sign_in()}}
+        cookies = {user: gateway.sign_in(user) for user in ("admin", "viewer", "operator")}
+        yield gateway, {**facts, "cookies": cookies}
+
+
+@pytest.fixture
+def copied(seeded, tmp_path) -> Path:
+    """A data directory as it was before the tests."""
+    directory = tmp_path / "data"
+    shutil.copytree(seeded[0].directory.with_name("untouched"), directory)
+    return directory
 
 
 @pytest.fixture
@@ -34,9 +45,9 @@ def facts(seeded) -> dict[str, Any]:
     return seeded[1]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def chromium() -> Iterator[Any]:
-    """The browser; of a module and not of the session, as its loop is in the way of Django's ORM."""
+    """The browser; of this package and not of the session, as its loop is in the way of Django's ORM."""
     if CHROMIUM is None:
         pytest.skip("NO BROWSER: install chromium (apt install chromium)")
     from playwright.sync_api import sync_playwright
@@ -56,7 +67,7 @@ def make_context(chromium) -> Iterator[Any]:
     def make_context(cookies=(), *, size: tuple[int, int] = (1440, 900), **options: Any) -> Any:
         width, height = size
         context = chromium.new_context(viewport={"width": width, "height": height}, **options)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(30_000)
         contexts.append(context)
         if cookies:
             context.add_cookies(cookies)

@@ -16,7 +16,7 @@ HOSTILE = (
 REPLIES = ("a", "b", "c")
 
 
-def main(requests: str = "400") -> None:
+def main(requests: str = "260") -> None:
     django.setup()
     from django.core.management import call_command
 

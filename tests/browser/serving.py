@@ -89,7 +89,7 @@ class Gateway:
 
     def sign_in(self, user: str = USER) -> list[dict[str, str]]:
         """Cookies of a user who signed in by the form, as Playwright takes them."""
-        with httpx.Client(base_url=self.url, verify=NO_TLS) as client:
+        with httpx.Client(base_url=self.url, verify=NO_TLS, timeout=60) as client:
             token = _CSRF.search(client.get("/admin/login/").text)
             assert token
             form = {"username": user, "password": PASSWORD, "csrfmiddlewaretoken": token[1]}
@@ -101,7 +101,7 @@ class Gateway:
         body = {"model": "qwen-demo", "messages": [{"role": "user", "content": text}], **fields}
         headers = {"Authorization": f"Bearer {key}"}
         url = f"{self.url}/v1/chat/completions"
-        return httpx.post(url, json=body, headers=headers, verify=NO_TLS, timeout=30)
+        return httpx.post(url, json=body, headers=headers, verify=NO_TLS, timeout=60)
 
     def sql(self, statement: str, *params: Any) -> list[Any]:
         path = self.directory / "qwenproxy.sqlite3"

@@ -10,41 +10,32 @@ import pytest
 from tests.browser.pages import PAGES
 from tests.browser.visits import VENDOR, Watch, is_inert, run_axe, settled, sideways
 
-each = pytest.mark.parametrize("entry", PAGES, ids=lambda entry: entry.name.replace(" ", "-"))
 
-
-def opened(page, entry, facts, **options):
-    answer = page.goto(entry.path.format(**facts), **options)
-    assert answer.status == 200
+@pytest.mark.parametrize("entry", PAGES, ids=lambda entry: entry.name.replace(" ", "-"))
+def test_a_page_is_silent_sound_in_both_themes_and_fits_a_telephone(
+    entry, make_context, gateway, facts
+):
+    """One visit for all of it: opening a page is what costs."""
+    cookies = facts["cookies"][entry.user] if entry.user else ()
+    page = make_context(cookies, base_url=gateway.url).new_page()
+    watch = Watch(page)
+    path = entry.path.format(**facts)
+    assert page.goto(path).status == entry.status
     settled(page)
     assert page.locator(entry.shows).first.is_visible()
-    return answer
-
-
-@each
-def test_it_says_nothing_in_the_console_and_asks_nobody_else(entry, page, facts):
-    watch = Watch(page)
-    opened(page, entry, facts)
-    assert watch.console == []
-    assert watch.off_host == []
-    assert watch.failed == []
-    assert is_inert(page)
-
-
-@each
-def test_axe_finds_nothing_in_either_theme(entry, page, facts):
-    opened(page, entry, facts)
     assert run_axe(page) == ""
     page.emulate_media(color_scheme="dark")
-    assert run_axe(page) == ""
-
-
-@each
-def test_a_telephone_needs_no_sideways_scroll(entry, make_context, gateway, facts):
-    context = make_context(facts["cookies"]["admin"], size=(390, 844), base_url=gateway.url)
-    page = context.new_page()
-    opened(page, entry, facts)
+    assert run_axe(page, colours_only=True) == ""
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(path)
+    settled(page)
     assert sideways(page) == 0
+    assert is_inert(page)
+    assert watch.off_host == []
+    own = [] if entry.status == 200 else [f"{entry.status} {gateway.url}{path}"] * 2
+    assert watch.failed == own
+    # Of the page's own status a browser tells in the console.
+    assert [said for said in watch.console if f"status of {entry.status}" not in said] == []
 
 
 def test_what_is_vendored_is_what_was_published():

@@ -15,11 +15,17 @@ def playground(page):
     return page
 
 
+def ended(playground) -> None:
+    """Wait for the end of an answer; its links are there from its beginning."""
+    until(playground, "document.getElementById('stop').disabled")
+    playground.wait_for_selector("#links", state="visible")
+
+
 def test_an_answer_streams_in_and_its_row_is_a_click_away(playground):
     watch = Watch(playground)
     playground.fill("#prompt", PROMPT)
     playground.click("#send")
-    playground.wait_for_selector("#links", state="visible")
+    ended(playground)
     assert "[demo] You said:" in playground.locator("#answer-text").inner_text()
     assert playground.locator("#figures").inner_text()
     assert is_inert(playground)
@@ -56,8 +62,7 @@ def test_a_conversation_goes_on_in_its_session(playground, gateway):
     for text in ("First, a question", "Then another"):
         playground.fill("#prompt", text)
         playground.press("#prompt", "Control+Enter")
-        playground.wait_for_selector("#links", state="visible")
-        until(playground, "document.getElementById('stop').disabled")
+        ended(playground)
     rows = gateway.sql(
         "SELECT session_id, match FROM requests_app_request ORDER BY id DESC LIMIT 2"
     )

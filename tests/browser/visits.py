@@ -10,12 +10,13 @@ from typing import Any
 VENDOR = Path(__file__).parent / "vendor"
 AXE = VENDOR / "axe.min.js"
 # WCAG 2.0 and 2.1, A and AA.
-_RUN_AXE = """async () => {
-  const tags = ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa'];
-  const found = await axe.run(document, {runOnly: tags, resultTypes: ['violations']});
+_RUN_AXE = """async runOnly => {
+  const found = await axe.run(document, {runOnly, resultTypes: ['violations']});
   return found.violations.flatMap(rule => rule.nodes.map(
     node => `${rule.id}: ${node.target.join(' ')} ${node.failureSummary.slice(0, 300)}`));
 }"""
+_WCAG = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa")
+_COLOURS = ("color-contrast", "link-in-text-block")
 # Elements and effects that only a payload that ran could have made.
 _IS_INERT = """() => window.pwned === undefined
   && !document.querySelector('[src="x-pwned"], svg[onload], [onerror], script:not([src], [type])')"""
@@ -52,14 +53,15 @@ class Watch:
             self.failed.append(f"{response.status} {response.url}")
 
 
-def run_axe(page: Any) -> str:
-    """What axe finds wrong, a line each."""
+def run_axe(page: Any, *, colours_only: bool = False) -> str:
+    """What axe finds wrong, a line each; another theme of a page differs in colours alone."""
     # Links change their colour in a transition.
     page.evaluate("() => Promise.all(document.getAnimations().map(a => a.finished))")
     if page.evaluate("typeof axe") == "undefined":
         # By the debugger, which the page's policy does not concern.
         page.evaluate(AXE.read_text())
-    return "\n".join(page.evaluate(_RUN_AXE))
+    only = ("rule", _COLOURS) if colours_only else ("tag", _WCAG)
+    return "\n".join(page.evaluate(_RUN_AXE, {"type": only[0], "values": only[1]}))
 
 
 def is_inert(page: Any) -> bool:
@@ -81,7 +83,7 @@ def settled(page: Any) -> None:
     )
 
 
-def until(page: Any, condition: str, *, timeout_s: float = 10) -> None:
+def until(page: Any, condition: str, *, timeout_s: float = 30) -> None:
     """Wait until a condition in JavaScript holds; Playwright's own way needs `eval`, which the policy refuses."""
     deadline = time.monotonic() + timeout_s
     while not page.evaluate(condition):
