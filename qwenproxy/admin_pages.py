@@ -1,13 +1,20 @@
-"""What every page of the admin has: a content security policy, and times in the reporting zone."""
+"""What every page of the admin has: a content security policy, times in the reporting zone, and a page to
+try again where the database does not answer.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from django.conf import settings
-from django.http import HttpRequest
+from django.db import OperationalError
+from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from django.template import loader
 from django.utils import timezone
+
+logger = logging.getLogger(__name__)
 
 # No exceptions: scripts and styles are files of this host, data comes in JSON elements.
 POLICY = (
@@ -31,3 +38,14 @@ class AdminPages:
             response = self._get_response(request)
         response.headers.setdefault("Content-Security-Policy", POLICY)
         return response
+
+    def process_exception(
+        self, request: HttpRequest, exception: Exception
+    ) -> HttpResponseBase | None:
+        """Tell of a database that is busy or away, which is no fault of the page."""
+        if request.path.startswith(_ELSEWHERE) or not isinstance(exception, OperationalError):
+            return None
+        logger.error("%s: the database failed: %s", request.path, exception)
+        return HttpResponse(
+            loader.get_template("503.html").render(), status=503, headers={"Retry-After": "5"}
+        )

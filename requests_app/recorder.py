@@ -175,6 +175,15 @@ class Recorder:
     def queued(self) -> int:
         return len(self._queue)
 
+    @property
+    def owed(self) -> int:
+        """Answers whose end could not be written yet: the database is busy or away."""
+        return len(self._owed)
+
+    @property
+    def is_working(self) -> bool:
+        return self._thread.is_alive()
+
     async def open(self, opening: Opening) -> Opened:
         """Resolve a turn and put it on record as in progress, before the upstream is asked.
 

@@ -18,6 +18,7 @@ from qwenproxy.access.models import UpstreamAccount
 from qwenproxy.dashboard.checklist import curl_line, has_traffic, read_steps
 from qwenproxy.dashboard.overview import account_banners, read_overview
 from qwenproxy.proxy.discovery import Found, found
+from requests_app.recorder import Recorder
 
 _COLUMNS = {
     "models": ("Requests", "Tokens", "Errors", "p95"),
@@ -48,6 +49,7 @@ def front_context(request: HttpRequest) -> dict[str, Any]:
         "overview": overview,
         "columns": _COLUMNS,
         "database": connection.display_name,
+        "recorder": _recorder(request),
         "may_see_requests": may(staff.VIEW_REQUESTS),
         "may_see_keys": may(staff.VIEW_KEYS),
         "may_see_accounts": may(staff.VIEW_ACCOUNTS),
@@ -60,11 +62,8 @@ def _banners(
     health = reverse("admin:health") if request.user.has_perm(staff.VIEW_HEALTH) else ""
     url = reverse("admin:access_upstreamaccount_changelist")
     banners = [_banner("warning", text, url) for text in account_banners(accounts, now)]
-    # A test's request comes without a server.
-    gateway = getattr(request, "scope", {}).get("gateway")
-    if gateway is not None and gateway.recorder.queued >= settings.RECORDER_QUEUE_TURNS // 2:
-        text = f"The recorder is behind: {gateway.recorder.queued:,} writes wait."
-        banners.append(_banner("error", text, health))
+    recorder = _recorder(request)
+    banners += [_banner("error", text, health) for text in _recorder_banners(recorder)]
     data = Path(settings.DATA_DIR)
     if data.exists():
         disk = shutil.disk_usage(data)
@@ -74,6 +73,26 @@ def _banners(
     if settings.DEBUG:
         text = "QWENPROXY_DEBUG is on: errors show their details to whoever meets them."
         banners.append(_banner("warning", text, health))
+    return banners
+
+
+def _recorder(request: HttpRequest) -> Recorder | None:
+    """Of this process; a test's request comes without a server."""
+    gateway = getattr(request, "scope", {}).get("gateway")
+    return None if gateway is None else gateway.recorder
+
+
+def _recorder_banners(recorder: Recorder | None) -> list[str]:
+    if recorder is None:
+        return []
+    banners = []
+    if not recorder.is_working:
+        banners.append("The recorder has stopped: requests are refused. Start the gateway again.")
+    if recorder.owed:
+        answers = f"{recorder.owed:,} answer{'' if recorder.owed == 1 else 's'}"
+        banners.append(f"The database is busy or away: the ends of {answers} wait to be written.")
+    if recorder.queued >= settings.RECORDER_QUEUE_TURNS // 2:
+        banners.append(f"The recorder is behind: {recorder.queued:,} writes wait.")
     return banners
 
 

@@ -4,15 +4,17 @@ import json
 import re
 from datetime import UTC, datetime, timedelta
 from html import unescape
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
 from django.contrib.auth.models import Group, User
-from django.db import connection
+from django.db import OperationalError, connection
 from django.http import QueryDict
 from django.test.utils import CaptureQueriesContext
 
 from qwenproxy.access.models import ApiKey
+from qwenproxy.dashboard import front
 from requests_app.models import Request, Response
 from requests_app.request_filters import read_chips, time_column
 from tests.factories import make_account, make_api_key, make_session
@@ -174,6 +176,61 @@ def test_accounts_that_need_somebody(admin_client, traffic, now):
     banners = re.findall(r'class="banner[^"]*">(.*?)</p>', page(admin_client), re.DOTALL)
     assert any("Account web is challenged" in banner for banner in banners)
     assert any("Account soon" in banner for banner in banners)
+
+
+def banners_of(client):
+    return re.findall(r'class="banner[^"]*">(?:<a href="([^"]*)">)?(.*?)<', page(client), re.DOTALL)
+
+
+@pytest.mark.parametrize(("free", "is_told"), [(4.9, True), (5.1, False)])
+def test_a_disk_that_is_nearly_full(
+    admin_client, traffic, settings, tmp_path, monkeypatch, free, is_told
+):
+    settings.DATA_DIR = tmp_path
+    usage = SimpleNamespace(total=1000, free=free * 10)
+    monkeypatch.setattr(front.shutil, "disk_usage", lambda path: usage)
+    found = ("/admin/health/", "Little disk is left: 4.9 %.") in banners_of(admin_client)
+    assert found == is_told
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_debugging_is_told(admin_client, traffic, settings, is_on):
+    settings.DEBUG = is_on
+    assert any("QWENPROXY_DEBUG is on" in text for _, text in banners_of(admin_client)) == is_on
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        pytest.param({}, "", id="well"),
+        pytest.param({"is_working": False}, "The recorder has stopped", id="stopped"),
+        pytest.param(
+            {"owed": 1}, "The database is busy or away: the ends of 1 answer wait", id="busy"
+        ),
+        pytest.param({"queued": 500}, "The recorder is behind: 500 writes wait", id="behind"),
+    ],
+)
+def test_a_recorder_that_cannot_write(admin_client, traffic, settings, monkeypatch, state, words):
+    settings.RECORDER_QUEUE_TURNS = 1000
+    recorder = SimpleNamespace(**{"is_working": True, "owed": 0, "queued": 0, **state})
+    monkeypatch.setattr(front, "_recorder", lambda request: recorder)
+    texts = [text for _, text in banners_of(admin_client)]
+    assert [text.startswith(words) for text in texts] == ([True] if words else [])
+    assert f"recorder {recorder.queued} waiting" in page(admin_client)
+
+
+def test_a_database_that_does_not_answer_is_a_page_to_try_again(admin_client, monkeypatch):
+    def fail(request):
+        raise OperationalError("database is locked")
+
+    monkeypatch.setattr("qwenproxy.dashboard.front.front_context", fail)
+    answer = admin_client.get("/admin/")
+    assert (answer.status_code, answer["Retry-After"]) == (503, "5")
+    text = answer.content.decode()
+    assert "The database is busy" in text
+    assert "Try again" in text
+    assert "locked" not in text
+    assert "Content-Security-Policy" in answer
 
 
 def test_a_new_gateway_shows_what_is_to_do(admin_client):
