@@ -61,6 +61,8 @@ TABLE: Final[Mapping[str, _Row]] = {
     "enable_thinking": _BY_TEXT,
     "thinking_budget": _BY_TEXT,
     "chat_template_kwargs": ("passed", "emulated", "emulated", "ignored"),
+    "reasoning": ("passed", "emulated", "emulated", "ignored"),
+    "include_reasoning": _OURS,
 }
 
 # Values that ask for nothing beyond what an answer is anyway.

@@ -209,7 +209,9 @@ def whole_message(
         content.append({"type": "text", "text": message["content"]})
     calls = message.get("tool_calls")
     if isinstance(calls, list):
-        content += [tool_use(call) for call in calls]
+        # Of a call that was cut the arguments are no JSON; without them another call would be made.
+        is_cut = finish_reason == "length" and not _is_json(calls[-1])
+        content += [tool_use(call) for call in (calls[:-1] if is_cut else calls)]
     return {
         "id": response_id,
         "type": "message",
@@ -220,3 +222,13 @@ def whole_message(
         "stop_sequence": None,
         "usage": _usage_object(usage or UsageReport(0, 0, 0)),
     }
+
+
+def _is_json(call: JSONValue) -> bool:
+    function = call.get("function") if isinstance(call, dict) else None
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    try:
+        json.loads_text(str(arguments or "{}"))
+    except json.JSONError:
+        return False
+    return True

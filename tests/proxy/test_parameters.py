@@ -52,6 +52,8 @@ VALUES: dict[str, Any] = {
     "enable_thinking": True,
     "thinking_budget": 100,
     "chat_template_kwargs": {"enable_thinking": True},
+    "reasoning": {"effort": "high"},
+    "include_reasoning": True,
     "strange": "value",
 }
 

@@ -556,3 +556,20 @@ def test_a_whole_message_is_what_its_stream_adds_up_to():
 def test_arguments_that_are_no_object_become_an_empty_one(arguments):
     call = {"id": "t1", "function": {"name": "a", "arguments": arguments}}
     assert anthropic_bodies.tool_use(call)["input"] == {}
+
+
+def test_a_call_that_was_cut_is_not_made_with_other_arguments():
+    def call(arguments):
+        function = {"name": "write", "arguments": arguments}
+        return {"id": "c", "type": "function", "function": function}
+
+    for arguments, inputs in (('{"a":"x', [{"b": 1}]), ('{"a":"x"}', [{"b": 1}, {"a": "x"}])):
+        message = whole_message(
+            response_id="msg_1",
+            model="m",
+            message={"content": None, "tool_calls": [call('{"b":1}'), call(arguments)]},
+            reasoning="",
+            finish_reason="length",
+            usage=None,
+        )
+        assert [block["input"] for block in message["content"]] == inputs

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 
 from qwenproxy.wire import json, json_repair
 from qwenproxy.wire.json import JSONError, JSONObject, JSONValue
-from qwenproxy.wire.tool_calls.argument_stream import ArgumentStream
+from qwenproxy.wire.tool_calls.argument_stream import STRING_RUN, ArgumentStream
 from qwenproxy.wire.tool_calls.schema import Schema, type_value
 from qwenproxy.wire.tool_calls.specs import ToolIndex
 
@@ -66,7 +66,7 @@ class HermesBlock:
     def feed(self, text: str) -> int:
         """Take text; returns how much of it belongs to the block, less than all once it is over."""
         is_inside = self._in_string and not (self._after_quote or self._escaped)
-        if is_inside and '"' not in text and "\\" not in text:
+        if is_inside and STRING_RUN.fullmatch(text):
             # Nearly every piece of a long text.
             taken = len(text)
         else:
