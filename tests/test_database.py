@@ -136,9 +136,9 @@ def test_an_idle_connection_that_died_is_replaced_before_use(monkeypatch):
         terminator = threading.Thread(target=lambda: (terminate(), connection.close()))
         terminator.start()
         terminator.join()
-        return await run_in_db(Group.objects.count)
+        return await run_in_db(ContentType.objects.count)
 
-    assert asyncio.run(calls()) == 0
+    assert asyncio.run(calls()) > 0
 
 
 def test_closing_ends_threads_and_connections():

@@ -122,11 +122,12 @@ def _advisory_lock(
         for _ in _attempts(wait_s, write, lambda: holder() or session()):
             if _one(cursor, "SELECT pg_try_advisory_lock(%s, %s)", key):
                 break
+        session_of_lock = connection.connection
         try:
             yield
         finally:
-            # A connection that was lost has lost the lock with it.
-            if connection.connection is not None and connection.is_usable():
+            # A connection that was lost has lost the lock with it; another may stand in its place.
+            if connection.connection is session_of_lock and connection.is_usable():
                 cursor.execute("SELECT pg_advisory_unlock(%s, %s)", key)
 
 

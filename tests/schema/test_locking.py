@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from django.db import connection
 
 from qwenproxy.schema import locking
 from qwenproxy.schema.refusals import Refused
@@ -51,6 +52,17 @@ def test_a_pool_that_changes_servers_is_refused():
     settings = (ROOT / "qwenproxy" / "settings.py").read_text()
     assert named
     assert all(f'"{name}"' in settings for name in named)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_connection_that_was_lost_meanwhile_hides_nothing():
+    if connection.vendor != "postgresql":
+        pytest.skip("the lock of a SQLite file is on a connection of its own")
+    with pytest.raises(SystemExit, match="130"), locking.migration_lock(connection, 1, str):
+        connection.close()
+        # What writes the failure down opens another.
+        connection.ensure_connection()
+        raise SystemExit(130)
 
 
 UP = "from qwenproxy.schema.startup import bring_up_to_date as up; up(print)"
