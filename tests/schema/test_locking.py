@@ -58,11 +58,15 @@ def test_a_pool_that_changes_servers_is_refused():
 def test_a_connection_that_was_lost_meanwhile_hides_nothing():
     if connection.vendor != "postgresql":
         pytest.skip("the lock of a SQLite file is on a connection of its own")
-    with pytest.raises(SystemExit, match="130"), locking.migration_lock(connection, 1, str):
+
+    def lose() -> None:
         connection.close()
         # What writes the failure down opens another.
         connection.ensure_connection()
         raise SystemExit(130)
+
+    with pytest.raises(SystemExit, match="130"), locking.migration_lock(connection, 1, str):
+        lose()
 
 
 UP = "from qwenproxy.schema.startup import bring_up_to_date as up; up(print)"
