@@ -29,6 +29,9 @@ from sessions_app.transcript import message_body
 
 # Longer texts are cut, unless the whole is asked for.
 MAX_CHARS = 64_000
+# Beyond so much on one page, long texts are shown by their beginnings.
+_MAX_PAGE_CHARS = 500_000
+_BEGINNING_CHARS = 4000
 _MAX_SUMMARY_CHARS = 90
 _NOT_RECORDED = "(not recorded: the API key keeps no content)"
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -122,11 +125,16 @@ class Cutter:
 
     def __init__(self, shown: str) -> None:
         self._shown = shown
+        self._left = _MAX_PAGE_CHARS
 
     def text(self, text: str, name: str) -> Text:
-        if len(text) <= MAX_CHARS or name == self._shown:
+        if name == self._shown:
             return Text(json.plain(text), name)
-        return Text(json.plain(text[:MAX_CHARS]), name, whole=size(text))
+        longest = MAX_CHARS if self._left > 0 else _BEGINNING_CHARS
+        self._left -= min(len(text), longest)
+        if len(text) <= longest:
+            return Text(json.plain(text), name)
+        return Text(json.plain(text[:longest]), name, whole=size(text))
 
     def fold(self, label: str, size: str, text: str, name: str, kind: str = "context") -> Fold:
         is_open = name == self._shown

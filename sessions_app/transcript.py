@@ -16,17 +16,19 @@ from qwenproxy.wire.json import JSONObject
 from sessions_app.models import Message
 
 # Positions count from the root, so that a part of a line can be named without reading the rest; the
-# recursion has to begin at the leaf all the same.
+# recursion has to begin at the leaf all the same. Contents are read for the part alone and are not sorted: 100
+# results of 2 MB took 2 s in SQLite's sorter.
 _LINE = """
 WITH RECURSIVE line(id, parent_id, height) AS (
     SELECT id, parent_id, 0 FROM sessions_app_message WHERE id = %s
     UNION ALL
     SELECT above.id, above.parent_id, line.height + 1
     FROM line JOIN sessions_app_message above ON above.id = line.parent_id
+), page(id) AS (
+    SELECT id FROM line ORDER BY height DESC LIMIT %s OFFSET %s
 )
 SELECT m.id, m.parent_id, m.role, m.content, m.given, m.position, m.created_at
-FROM line JOIN sessions_app_message m ON m.id = line.id
-ORDER BY line.height DESC LIMIT %s OFFSET %s
+FROM page JOIN sessions_app_message m ON m.id = page.id
 """
 _ALL = 2**31
 # Ids grow within a session, so the largest below a message is a leaf, and the newest one.
@@ -89,7 +91,8 @@ def load_line(leaf_id: int | None, *, start: int = 0, limit: int = _ALL) -> list
     """
     if leaf_id is None:
         return []
-    return list(Message.objects.raw(_LINE, [leaf_id, limit, start]))
+    rows = Message.objects.raw(_LINE, [leaf_id, limit, start])
+    return sorted(rows, key=lambda message: message.position)
 
 
 def message_body(message: Message) -> JSONObject:
