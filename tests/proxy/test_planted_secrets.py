@@ -116,7 +116,7 @@ def test_rest_and_metrics_show_none(running, leaks):
         if "get" in methods:
             # Items are those of OpenAI's ids alone.
             known = ids | ({"reference": "resp_1"} if path.endswith("/input_items") else {})
-            url = re.sub(r"{(\w+)}", lambda name: str(known.get(name[1], 1)), path)
+            url = re.sub(r"{(\w+)}", lambda name, known=known: str(known.get(name[1], 1)), path)
             answer = running.http.get(url)
             assert answer.status_code in (200, 404), (url, answer.text)
             leaks(url, answer.text)
