@@ -79,9 +79,7 @@ class SessionAdmin(PageAdmin):
     def filters(self, request: HttpRequest) -> Sequence[Filter]:
         return [
             key_filter(),
-            replace(
-                model_filter(is_indexed=False), condition=session_facts.using, is_dear=True
-            ),
+            replace(model_filter(is_indexed=False), condition=session_facts.using, is_dear=True),
             _flag("errors", "Errors", "with errors", session_facts.failed()),
             _flag("branches", "Branches", "with branches", session_facts.branched()),
         ]

@@ -13,6 +13,8 @@ from django.urls import path
 from ninja import NinjaAPI
 from ninja.security import APIKeyHeader
 
+# It adds operations to these routers, which takes place before they serve any API.
+import qwenproxy.api  # noqa: F401
 from qwenproxy.access.auth import KeyInfo
 from qwenproxy.access.models import ApiKey
 from qwenproxy.errors import GatewayError, to_openai_error

@@ -155,7 +155,9 @@ def test_an_unknown_history_is_imported_whole(openai_client):
         pytest.param({"messages": HELLO, "user": "u" * 513}, "user", id="user"),
         pytest.param({"messages": HELLO, "stop": 7}, "stop", id="stop"),
         pytest.param({"messages": HELLO, "stop": ["a", None]}, "stop", id="stop-null"),
-        pytest.param({"messages": HELLO, "response_format": "json"}, "response_format", id="format"),
+        pytest.param(
+            {"messages": HELLO, "response_format": "json"}, "response_format", id="format"
+        ),
         pytest.param(
             {"messages": HELLO, "response_format": {}}, "response_format.type", id="format-type"
         ),
