@@ -140,7 +140,7 @@ def sse_bodies(text: str) -> list[object]:
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    """Say loudly what a machine without a browser has not tested."""
+    """Say loudly what a machine without a browser or the clients has not tested."""
     skipped = terminalreporter.stats.get("skipped", [])
     missed = [report for report in skipped if report.nodeid.startswith("tests/browser/")]
     if missed:
@@ -148,4 +148,11 @@ def pytest_terminal_summary(terminalreporter) -> None:
         terminalreporter.line(
             f"{len(missed)} tests of the admin in a real browser were SKIPPED: install chromium"
             " (Debian, Ubuntu: apt install chromium), then run them again."
+        )
+    missed = [report for report in skipped if report.nodeid.startswith("tests/clients/")]
+    if missed:
+        terminalreporter.section("NO CLIENT", sep="!", red=True, bold=True)
+        terminalreporter.line(
+            f"{len(missed)} tests with clients' own programs were SKIPPED: tests/clients/install"
+            " installs them."
         )
