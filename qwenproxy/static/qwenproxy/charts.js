@@ -77,7 +77,8 @@ function tip(lines) {
   };
 }
 
-function base(element, colour, values) {
+// `top`: of the axis while there is nothing to show.
+function base(element, colour, values, top = 1) {
   const first = starts[0];
   const end = data.end.at(-1) / 1000;
   return {
@@ -86,7 +87,7 @@ function base(element, colour, values) {
     tzDate: inZone,
     legend: { show: false },
     cursor: { y: false, points: { show: false }, drag: { x: true, y: false } },
-    scales: { x: { time: true, range: (plot, min, max) => (min === first && max === starts.at(-1) ? [first, end] : [min, max]) }, y: { range: (plot, min, max) => [0, max > 0 ? max * 1.05 : 1] } },
+    scales: { x: { time: true, range: (plot, min, max) => (min === first && max === starts.at(-1) ? [first, end] : [min, max]) }, y: { range: (plot, min, max) => [0, max > 0 ? max * 1.05 : top] } },
     axes: axes(colour, values),
   };
 }
@@ -129,7 +130,7 @@ function openOnClick(plot) {
 function drawLatency(element) {
   const colour = colours(element);
   const line = (name) => ({ stroke: colour(name), width: 2, spanGaps: false, points: { show: false } });
-  const options = base(element, colour, (plot, splits) => splits.map(shownMs));
+  const options = base(element, colour, (plot, splits) => splits.map(shownMs), 1000);
   return new uPlot(
     {
       ...options,
