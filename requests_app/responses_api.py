@@ -51,6 +51,7 @@ def find_stored(response_id: str, api_key_id: int | None) -> Mapping[str, Any]:
         "id", "request_id", "response_id", "status", "finish_reason", "error_code",
         "error_message", "created_at", "completed_at", "api_key_id", "reply__role", "reply__content",
         "reply__digest", "request__prompt_id", "request__parameters", "request__system__body",
+        "request__system__digest",
         "request__model", "request__recorded",
     ).first()  # fmt: skip
     if row is None or _parameters(row).get("store") is False:
@@ -198,9 +199,19 @@ def load_previous(response_id: str, api_key_id: int) -> list[JSONObject]:
     reply = history.decode_content(row["reply__role"], row["reply__content"])
     line = [*_line(row), *restore([reply], row["api_key_id"])]
     # What redaction left is not what was said.
-    if history.chain(api_key_id, line)[-1].digest != bytes(row["reply__digest"]):
+    if history.chain(api_key_id, line)[-1].digest != bytes(row["reply__digest"]) or (
+        not _is_as_sent(row)
+    ):
         raise _unusable("parts of it were redacted in the record: send the whole history as input")
     return [*_carried(row), *line]
+
+
+def _is_as_sent(row: Mapping[str, Any]) -> bool:
+    """Whether the system texts are those that the client sent: their digest is of those."""
+    body = row["request__system__body"]
+    return body is None or (
+        history.digest_of(b"system", body.encode()) == bytes(row["request__system__digest"])
+    )
 
 
 def _unusable(why: str) -> InvalidRequest:

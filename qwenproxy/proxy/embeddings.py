@@ -8,6 +8,7 @@ next one; none is asked twice, since clients repeat by themselves.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from qwenproxy.errors import (
     InvalidRequest,
     NoAccountReady,
     RateLimited,
+    RecorderUnavailable,
     ShuttingDown,
     UpstreamError,
     UpstreamProtocolError,
@@ -40,6 +42,8 @@ from qwenproxy.wire.json import JSONObject
 from qwenproxy.wire.openai_chat import read_usage, usage_object
 from requests_app.keeping import choose_keep
 from requests_app.writes import Closing, Opened, Opening
+
+logger = logging.getLogger(__name__)
 
 
 async def create_embeddings(request: GatewayRequest) -> HttpResponse:
@@ -92,6 +96,10 @@ class _Call:
             names |= self._opened.standing.headers()
         try:
             answer = await self._answer()
+        except RecorderUnavailable as error:
+            # The recorder keeps the end of the answer and writes it when it can.
+            error.headers = {**error.headers, **names}
+            raise
         except GatewayError as error:
             await self._fail(error)
             error.headers = {**error.headers, **names}
@@ -194,7 +202,11 @@ class _Call:
             told = {"error_body": error.body, "status": error.upstream_status}
             closing.upstream_response = json.dumps_text(told)
         self._observe("failed", None)
-        await self.gateway.recorder.commit(closing)
+        try:
+            await self.gateway.recorder.commit(closing)
+        except GatewayError as exc:
+            # The client is told why there is no answer.
+            logger.error("the end of embeddings could not be recorded: %s", exc.message)
 
     def _estimate(self) -> UsageReport:
         usage = estimated_usage(self.body, Accumulator())

@@ -25,6 +25,7 @@ from qwenproxy.wire.events import (
     TextDelta,
     ToolCallDelta,
     UsageReport,
+    sum_usage,
 )
 from qwenproxy.wire.json import JSONObject, JSONValue
 from qwenproxy.wire.json_answers import find_json, parse_found
@@ -194,7 +195,7 @@ class _HeldAnswer:
                 case TextDelta(text):
                     self._hold(text, passed)
                 case UsageReport():
-                    self.usage = _sum(self._spent, event)
+                    self.usage = sum_usage(self._spent, event)
                 case LogProbs():
                     self._logprobs.append(event)
                 case Finished():
@@ -237,21 +238,3 @@ class _HeldAnswer:
         text = self.text
         self._texts.clear()
         return [TextDelta(text)] if text else []
-
-
-def _sum(spent: UsageReport | None, usage: UsageReport) -> UsageReport:
-    if spent is None:
-        return usage
-    return UsageReport(
-        spent.prompt_tokens + usage.prompt_tokens,
-        spent.completion_tokens + usage.completion_tokens,
-        spent.total_tokens + usage.total_tokens,
-        _sum_known(spent.reasoning_tokens, usage.reasoning_tokens),
-        _sum_known(spent.cached_tokens, usage.cached_tokens),
-        [spent.raw, usage.raw],
-    )
-
-
-def _sum_known(first: int | None, second: int | None) -> int | None:
-    known = [count for count in (first, second) if count is not None]
-    return sum(known) if known else None

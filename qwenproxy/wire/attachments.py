@@ -100,7 +100,7 @@ def references(value: JSONValue) -> Iterator[JSONObject]:
     if isinstance(value, dict):
         if (found := _read_reference(value)) is not None:
             yield found
-        elif not is_text(value):
+        else:
             for item in value.values():
                 if isinstance(item, dict | list):
                     yield from references(item)

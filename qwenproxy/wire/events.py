@@ -90,6 +90,25 @@ class UsageReport:
     raw: JSONValue = None
 
 
+def sum_usage(spent: UsageReport | None, usage: UsageReport) -> UsageReport:
+    """What two answers used together; `raw` lists both."""
+    if spent is None:
+        return usage
+    return UsageReport(
+        spent.prompt_tokens + usage.prompt_tokens,
+        spent.completion_tokens + usage.completion_tokens,
+        spent.total_tokens + usage.total_tokens,
+        _sum_known(spent.reasoning_tokens, usage.reasoning_tokens),
+        _sum_known(spent.cached_tokens, usage.cached_tokens),
+        [spent.raw, usage.raw],
+    )
+
+
+def _sum_known(first: int | None, second: int | None) -> int | None:
+    known = [count for count in (first, second) if count is not None]
+    return sum(known) if known else None
+
+
 @dataclass(frozen=True, slots=True)
 class RawText:
     """Answer text as the model wrote it where tool calls were read from it; for the record only."""

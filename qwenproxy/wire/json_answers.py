@@ -13,7 +13,7 @@ from qwenproxy.wire import json
 from qwenproxy.wire.json import JSONValue
 
 _THINKING = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
-_FENCED = re.compile(r"```[A-Za-z0-9]*[ \t]*\r?\n(.*?)\r?\n?[ \t]*```", re.DOTALL)
+_FENCED = re.compile(r"```[A-Za-z0-9]*[ \t]*\r?\n(.*?)```", re.DOTALL)
 # Places where a value could begin that are tried at most: each try may read to the end.
 _MAX_PLACES = 64
 _DECODER = stdlib_json.JSONDecoder()

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
+from qwenproxy.errors import AnswerTooLong
+from qwenproxy.upstream.forced_calls import with_call
 from qwenproxy.upstream.protocol import UpstreamCall
 from qwenproxy.upstream.qwen_web import QwenWeb
-from qwenproxy.wire.events import Again, RawText, ReasoningDelta, Sent, Started, ToolCallDelta
+from qwenproxy.wire.events import (
+    Again,
+    Finished,
+    RawText,
+    ReasoningDelta,
+    Sent,
+    Started,
+    TextDelta,
+    ToolCallDelta,
+    UsageReport,
+)
 from tests.doubles.server import Reply
 from tests.upstream.conftest import ask, make_account
 
@@ -78,3 +91,28 @@ def test_only_the_first_call_is_kept_where_one_is_asked_for(qwen_web):
     outcome = ask_double(qwen_web, f"{READ}\n{WRITE}", choice="auto", parallel_tool_calls=False)
     assert calls_of(outcome) == [("read", {"n": 1})]
     assert "at most one" in qwen_web.double.turns[0].body["messages"][0]["content"]
+
+
+async def collected(*answers):
+    """What `with_call` hands on of an upstream that answers these events."""
+    left = list(answers)
+
+    async def answer(call):
+        yield left.pop(0)
+
+    call = UpstreamCall("qwen3-max", [], {"tool_choice": "required"}, tools=TOOLS)
+    return [event async for events in with_call(call, answer) for event in events]
+
+
+def test_both_tries_are_counted():
+    used = UsageReport(1000, 500, 1500)
+    first = [TextDelta("No."), used, Finished("stop")]
+    second = [ToolCallDelta(0, "id", "read", "{}"), used, Finished("tool_calls")]
+    events = asyncio.run(collected(first, second))
+    (told,) = (event for event in events if isinstance(event, UsageReport))
+    assert (told.prompt_tokens, told.completion_tokens, told.total_tokens) == (2000, 1000, 3000)
+
+
+def test_what_is_held_has_a_bound():
+    with pytest.raises(AnswerTooLong, match="tool_choice"):
+        asyncio.run(collected([TextDelta("x" * 2**20), TextDelta("x")]))

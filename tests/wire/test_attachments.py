@@ -54,7 +54,16 @@ def test_a_message_is_put_back_as_it_was(content):
     message = {"role": "user", "content": content}
     stored, files = attachments.take_out(message)
     read = decode_content("user", encode_content(stored))
+    named = {reference["digest"] for reference in attachments.references(read)}
+    assert named >= {file.digest.hex() for file in files}
     assert attachments.put_back(read, bodies(files)) == json.loads(json.dumps(message))
+
+
+def test_a_file_inside_a_text_inside_a_part_is_named():
+    message = part(type="tool_result", content=[{"type": "text", "text": "data: {}, quoted"}])
+    stored, files = attachments.take_out(message)
+    (named,) = attachments.references(stored)
+    assert [named["digest"]] == [file.digest.hex() for file in files]
 
 
 def test_an_image_leaves_a_reference_that_tells_type_and_size():

@@ -992,6 +992,14 @@ def test_a_megabyte_in_small_pieces_copies_no_growing_text(head, repeated):
     assert time.process_time() - started < 15
 
 
+def test_blanks_behind_a_call_take_no_time():
+    parser = ToolCallParser(TOOLS, new_id=lambda: "id")
+    started = time.process_time()
+    parser.feed('{"name": "nobody", "arguments": {}}' + " " * 100_000 + "`")
+    parser.finish()
+    assert time.process_time() - started < 2
+
+
 def test_tools_of_a_request_are_read():
     schema = {"type": "object", "properties": {"a": {"type": "string"}}}
     function = {"name": "f", "description": "does", "parameters": schema, "strict": True}

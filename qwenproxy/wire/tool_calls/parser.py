@@ -28,7 +28,6 @@ _CUT_OPENING = re.compile(r"<(?:tool_call|function=.*)\Z", re.DOTALL)
 # A code fence that may turn out to stand around a call.
 _FENCE_END = re.compile(r"(?:`{1,2}|```[\w+-]{0,16}[ \t]{0,16}(?:\r?\n\s{0,64})?)\Z")
 _FENCE_OPENING = re.compile(r"\s*(?:```[\w+-]*\s*)?")
-_FENCE_CLOSING = re.compile(r"\s*(?:```)?\s*\Z")
 _OPENED_LIMIT = 256
 
 _BARE = re.compile(r'\s*(?:```[\w+-]*\s*)?\{\s*"name"\s*:\s*"([^"\\]{1,128})"')
@@ -351,8 +350,7 @@ class ToolCallParser:
         self._bare = None
         opening = _FENCE_OPENING.match(text)
         begin = opening.end() if opening else 0
-        closing = _FENCE_CLOSING.search(text, max(begin, len(text.rstrip("` \t\r\n"))))
-        call = bare_call(text[begin : closing.start() if closing else None])
+        call = bare_call(text[begin:].rstrip().removesuffix("```").rstrip())
         if call is not None:
             self._raw = [text]
             self._deliver([call])
