@@ -12,12 +12,10 @@ from datetime import timedelta
 from typing import Any, ClassVar
 
 from django.contrib import admin
-from django.contrib.admin.models import LogEntry
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
-from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.text import Truncator
@@ -35,9 +33,6 @@ from sessions_app.chips import NOTHING, Chips, Filter, key_filter
 from sessions_app.models import Session
 from sessions_app.paging import Sort
 
-# One view of a session is one entry of the audit log, however many pages of it are opened.
-_SAME_VIEW = timedelta(minutes=10)
-_RECENT_ENTRIES = 50
 _ID_BEGINNING = re.compile("[0-9a-f][0-9a-f-]{0,35}")
 _MS = timedelta(milliseconds=1)
 _NO_TITLE = "(no user message)"
@@ -176,7 +171,7 @@ class SessionAdmin(PageAdmin):
         may_read = staff.may_read(request)
         line = None
         if may_read:
-            _audit_once(request, row)
+            staff.audit_view(request, row)
             line = load_conversation(
                 row,
                 leaf_id=_number(request, "leaf"),
@@ -242,19 +237,6 @@ def _flag(name: str, label: str, text: str, condition: Q) -> Filter:
         lambda value: condition if value == "1" else NOTHING,
         is_dear=True,
     )
-
-
-def _audit_once(request: HttpRequest, session: Session) -> None:
-    """Note that what was said here is seen, but for the further pages of one view."""
-    # The user's newest entries, by their index: the log has none of its times.
-    entries = LogEntry.objects.filter(user=request.user.pk).order_by("-pk")
-    since = timezone.now() - _SAME_VIEW
-    for target, action, at in entries.values_list("object_id", "action_flag", "action_time")[
-        :_RECENT_ENTRIES
-    ]:
-        if target == session.pk and action == staff.VIEWED and at > since:
-            return
-    staff.audit(request, staff.VIEWED, session)
 
 
 def _number(request: HttpRequest, name: str) -> int | None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 from django.apps import apps
 from django.contrib.admin.models import LogEntry
@@ -8,10 +10,11 @@ from django.core.exceptions import PermissionDenied
 from django.core.management import call_command
 from django.core.management.sql import emit_post_migrate_signal
 from django.http import HttpResponse
+from django.utils import timezone
 
 from qwenproxy.access import staff
 from requests_app.models import Request
-from tests.factories import make_session
+from tests.factories import make_account, make_session
 
 pytestmark = pytest.mark.django_db
 
@@ -99,3 +102,19 @@ def test_what_was_seen_and_taken_is_noted(request_of):
     assert (viewed.object_id, viewed.action_flag) == (str(session.pk), staff.VIEWED)
     assert exported.content_type.model == "request"
     assert exported.change_message == '{"rows": 3, "filter": {"span": "24h"}}'
+
+
+def test_a_view_is_noted_once_for_each_row_and_user(request_of, django_assert_max_num_queries):
+    users = [User.objects.create_superuser(name) for name in ("ann", "ben")]
+    session = make_session()
+    # Rows of different kinds, with the same primary key.
+    rows = (session, Group.objects.create(name="other", id=7), make_account(id=7))
+    for user in users:
+        for row in rows * 2:
+            staff.audit_view(request_of(user), row)
+    assert LogEntry.objects.count() == 6
+    with django_assert_max_num_queries(1):
+        staff.audit_view(request_of(users[0]), session)
+    LogEntry.objects.update(action_time=timezone.now() - timedelta(minutes=11))
+    staff.audit_view(request_of(users[0]), session)
+    assert LogEntry.objects.count() == 7
