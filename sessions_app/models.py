@@ -43,6 +43,11 @@ class Session(models.Model):
     last_accessed = models.DateTimeField()
     # From then on the upstream chats are let go; the history stays.
     expires_at = models.DateTimeField()
+    # What was said up to then was removed, its time being over; not after `last_accessed`: that has begun,
+    # or there is new content since.
+    content_removed_at = models.DateTimeField(null=True)
+    # Null: it expires as its key and the settings say.
+    pinned_at = models.DateTimeField(null=True)
 
     class Meta:
         indexes: ClassVar = [

@@ -52,11 +52,11 @@ def test_the_migrations_are_for_staff(client, user):
 def test_migrations_of_an_up_to_date_database(admin_client):
     text = text_of(admin_client, "/admin/migrations/")
     assert "Database is up to date." in text
-    assert "0002_session_user_id" in text
+    assert "0003_retention" in text
 
 
 def test_waiting_migrations(admin_client):
-    MigrationRecorder(connection).record_unapplied("sessions_app", "0002_session_user_id")
+    MigrationRecorder(connection).record_unapplied("sessions_app", "0003_retention")
     text = text_of(admin_client, "/admin/migrations/")
     assert "1 migration not applied." in text
     assert "1 pending" in text

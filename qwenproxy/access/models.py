@@ -67,6 +67,9 @@ class ApiKey(models.Model):
         default=Recorded.EVERYTHING,
         db_default="everything",
     )
+    # Days after a session's last use, then its content goes, or all of it; null: as the settings say.
+    content_days = models.PositiveIntegerField(null=True, blank=True)
+    record_days = models.PositiveIntegerField(null=True, blank=True)
 
     class Meta:
         verbose_name = "API key"

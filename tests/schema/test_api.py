@@ -56,9 +56,9 @@ def test_status_is_the_document_of_the_command(admin):
 @pytest.fixture
 def pending(transactional_db):
     statements = [
-        "DELETE FROM django_migrations WHERE app = 'sessions_app' AND name = '0002_session_user_id'",
+        "DELETE FROM django_migrations WHERE app = 'sessions_app' AND name = '0003_retention'",
         "INSERT INTO django_migrations (app, name, applied) "
-        "VALUES ('sessions_app', '0002_session_user_id', CURRENT_TIMESTAMP)",
+        "VALUES ('sessions_app', '0003_retention', CURRENT_TIMESTAMP)",
     ]
     with connection.cursor() as cursor:
         cursor.execute(statements[0])
@@ -75,9 +75,9 @@ def test_plan_is_the_document_of_the_command(admin):
 def test_what_is_pending_is_told_and_counted(admin, pending):
     document = admin.get("/api/schema/status").json()
     assert document["state"] == "pending"
-    assert [row["name"] for row in document["pending"]] == ["0002_session_user_id"]
+    assert [row["name"] for row in document["pending"]] == ["0003_retention"]
     (step,) = admin.get("/api/schema/plan").json()["migrations"]
-    assert (step["app"], step["name"]) == ("sessions_app", "0002_session_user_id")
+    assert (step["app"], step["name"]) == ("sessions_app", "0003_retention")
     assert any(found["sql"].startswith("ALTER TABLE") for found in step["statements"])
     assert "schema_pending 1.0" in admin.get("/metrics").text
 

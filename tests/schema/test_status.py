@@ -33,12 +33,12 @@ def test_an_up_to_date_database(django_assert_num_queries):
 
 
 def test_pending_migrations():
-    MigrationRecorder(connection).record_unapplied("sessions_app", "0002_session_user_id")
+    MigrationRecorder(connection).record_unapplied("sessions_app", "0003_retention")
     sessions = status_of("sessions_app")
     assert sessions.counts == [("pending", "○", 1)]
     assert sessions.latest is not None
-    assert sessions.latest.name == "0001_initial"
-    assert [migration.is_applied for migration in sessions.migrations][:2] == [True, False]
+    assert sessions.latest.name == "0002_session_user_id"
+    assert [migration.is_applied for migration in sessions.migrations][:3] == [True, True, False]
     assert not read_brief().is_clean
 
 
@@ -69,7 +69,7 @@ def test_a_database_without_any_table(monkeypatch):
 
 
 def test_nothing_is_written():
-    MigrationRecorder(connection).record_unapplied("sessions_app", "0002_session_user_id")
+    MigrationRecorder(connection).record_unapplied("sessions_app", "0003_retention")
     before = MigrationRecorder(connection).migration_qs.count()
     with connection.execute_wrapper(_refuse_writes):
         read_overview()
