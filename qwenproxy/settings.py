@@ -75,6 +75,11 @@ def _whole(name: str, default: int, *, minimum: int = 0, maximum: int = 2**53) -
     return int(number)
 
 
+def _days(name: str) -> int | None:
+    """Null: for ever."""
+    return _whole(name, 1, minimum=1, maximum=36_500) if _text(name) else None
+
+
 def _choice(name: str, default: _T, *others: _T) -> _T:
     value = _text(name) or _defaulted(name, default)
     for choice in (default, *others):
@@ -161,12 +166,15 @@ def _database_of(name: str, url: str) -> dict[str, Any]:
 _database = _database_of(
     "DATABASE_URL", _database_url or f"sqlite:///{DATA_DIR / 'qwenproxy.sqlite3'}"
 )
+# SQLite: what is deleted is written over, and the log emptied, so that no file holds it any more.
+SECURE_DELETE = _bool("QWENPROXY_SECURE_DELETE", False)
 if USES_SQLITE:
     _database["OPTIONS"] = {
         "transaction_mode": "IMMEDIATE",
         "timeout": 20,
         # FULL: with group commit it costs what NORMAL costs, and survives power loss.
-        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;",
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;"
+        + (" PRAGMA secure_delete=ON;" if SECURE_DELETE else ""),
     }
 if not _database_url:
     try:
@@ -318,6 +326,9 @@ MODELS_TTL_S = _number("QWENPROXY_MODELS_TTL_S", 300, minimum=1)
 SESSION_TTL_H = _number("QWENPROXY_SESSION_TTL_H", 24)
 RECORDER_QUEUE_TURNS = _whole("QWENPROXY_RECORDER_QUEUE_TURNS", 2048, minimum=1)
 RECORDER_DEADLINE_S = _number("QWENPROXY_RECORDER_DEADLINE_S", 15)
+# After a session's last use, then what was said in it goes, or all of it; null: never. Keys have their own.
+CONTENT_DAYS = _days("QWENPROXY_CONTENT_DAYS")
+RECORD_DAYS = _days("QWENPROXY_RECORD_DAYS")
 METRICS_OPEN = _bool("QWENPROXY_METRICS_OPEN", False)
 CORS_ORIGINS = _list("QWENPROXY_CORS_ORIGINS") or ["*"]
 DISCOVER_UPSTREAMS = _bool("QWENPROXY_DISCOVER", True)

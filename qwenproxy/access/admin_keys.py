@@ -22,7 +22,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 
 from qwenproxy.access import keys, once, staff
-from qwenproxy.access.key_fields import MAX_LIMITS, read_span
+from qwenproxy.access.key_fields import DAYS, MAX_LIMITS, read_span
 from qwenproxy.access.key_form import ApiKeyForm
 from qwenproxy.access.key_rows import EXPIRING, KeyRow, is_in_use, read_rows
 from qwenproxy.access.key_secret import secret_context
@@ -134,7 +134,7 @@ class ApiKeyAdmin(ApiKeyModelAdmin):
                     "classes": ("limits",),
                 },
             ),
-            ("Record", {"fields": ("recorded",)}),
+            ("Record", {"fields": ("recorded", *DAYS)}),
         ]
 
     def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, str | list[str]]:

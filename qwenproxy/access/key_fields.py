@@ -26,6 +26,9 @@ MAX_LIMITS: Mapping[str, int] = {
     "tokens_per_day": 2**53 - 1,
     "tokens_per_month": 2**53 - 1,
 }
+# How long sessions are kept after their last use: not a limit, and 0 would be `recorded: metadata`.
+DAYS = ("content_days", "record_days")
+MAX_DAYS = 36_500
 _LIMIT_UNITS: Mapping[str, str] = {
     "requests_per_minute": "requests/minute",
     "tokens_per_minute": "tokens/minute",
@@ -126,6 +129,16 @@ def clean_limit(name: str, value: object) -> int | None:
     return value
 
 
+def clean_days(name: str, value: object) -> int | None:
+    """Check a time that sessions are kept; null is as the settings have it."""
+    if value is None:
+        return None
+    # A bool is an int to Python.
+    if type(value) is not int or not 1 <= value <= MAX_DAYS:
+        raise InvalidKey(f"{name} is a whole number from 1 to {MAX_DAYS}, or null", field=name)
+    return value
+
+
 def clean_recorded(value: object) -> str:
     if not isinstance(value, str) or value not in Recorded.values:
         raise InvalidKey(f"recorded is one of {', '.join(Recorded.values)}", field="recorded")
@@ -139,6 +152,7 @@ _CLEANERS: Mapping[str, Callable[[object], Any]] = {
     "allowed_models": clean_models,
     **{name: partial(clean_limit, name) for name in MAX_LIMITS},
     "recorded": clean_recorded,
+    **{name: partial(clean_days, name) for name in DAYS},
 }
 FIELDS = tuple(_CLEANERS)
 
@@ -203,6 +217,12 @@ def limits_text(api_key: ApiKey) -> str:
     )
 
 
+def kept_text(api_key: ApiKey) -> str:
+    """How long its sessions are kept where it says so itself, for a person's eyes; else empty."""
+    days = {"content": api_key.content_days, "record": api_key.record_days}
+    return ", ".join(f"{what} {count:,} days" for what, count in days.items() if count is not None)
+
+
 def describe(api_key: ApiKey) -> JSONObject:
     """The key as JSON: everything but its secret's hashes."""
     now = timezone.now()
@@ -222,6 +242,7 @@ def describe(api_key: ApiKey) -> JSONObject:
         "allowed_models": [*api_key.allowed_models.splitlines()],
         **{name: getattr(api_key, name) for name in MAX_LIMITS},
         "recorded": api_key.recorded,
+        **{name: getattr(api_key, name) for name in DAYS},
     }
 
 

@@ -9,7 +9,7 @@ from django import forms
 from django.conf import settings
 from django.utils import timezone
 
-from qwenproxy.access.key_fields import MAX_LIMITS, InvalidKey, clean_field
+from qwenproxy.access.key_fields import DAYS, MAX_LIMITS, InvalidKey, clean_field
 from qwenproxy.access.models import SCOPES, ApiKey, Recorded
 
 # Generic for the type checker alone.
@@ -40,6 +40,13 @@ _RECORDED = [
     (Recorded.EVERYTHING.value, "everything: what was asked and answered"),
     (Recorded.METADATA.value, "no content: digests, counts and times only"),
 ]
+_DAYS = {
+    "content_days": (
+        "Days of content",
+        "After a session's last use, then what was said in it is removed; counts, times and ids stay.",
+    ),
+    "record_days": ("Days of records", "After a session's last use, then all of it is deleted."),
+}
 # As a browser's own field for a moment writes it.
 _MOMENT = "%Y-%m-%dT%H:%M"
 
@@ -49,6 +56,16 @@ def _limit_field(name: str) -> forms.IntegerField:
     widget = forms.NumberInput(attrs={"class": "vIntegerField", "placeholder": "no limit"})
     return forms.IntegerField(
         required=False, min_value=0, label=label, help_text=text, widget=widget
+    )
+
+
+def _days_field(name: str) -> forms.IntegerField:
+    label, text = _DAYS[name]
+    setting = getattr(settings, name.upper())
+    as_set = "for ever" if setting is None else f"{setting} days"
+    widget = forms.NumberInput(attrs={"class": "vIntegerField", "placeholder": as_set})
+    return forms.IntegerField(
+        required=False, min_value=1, label=label, help_text=text, widget=widget
     )
 
 
@@ -82,11 +99,13 @@ class ApiKeyForm(ApiKeyModelForm):
         initial=Recorded.EVERYTHING.value,
         help_text="Of requests from now on; what is on record stays as it is.",
     )
+    content_days = _days_field("content_days")
+    record_days = _days_field("record_days")
 
     class Meta:
         model = ApiKey
         fields: ClassVar = [
-            "name", "scopes", "expires_at", "allowed_models", *MAX_LIMITS, "recorded",
+            "name", "scopes", "expires_at", "allowed_models", *MAX_LIMITS, "recorded", *DAYS,
         ]  # fmt: skip
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -117,7 +136,7 @@ class ApiKeyForm(ApiKeyModelForm):
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
-        for name in ("name", "scopes", *MAX_LIMITS):
+        for name in ("name", "scopes", *MAX_LIMITS, *DAYS):
             if name in cleaned:
                 try:
                     cleaned[name] = clean_field(name, cleaned[name])

@@ -10,7 +10,7 @@ from typing import Any
 from django.contrib.admin import AdminSite
 from django.utils import timezone
 
-from qwenproxy.access.key_fields import state_of
+from qwenproxy.access.key_fields import kept_text, state_of
 from qwenproxy.access.models import ApiKey
 from qwenproxy.access.traffic import Ended, Span, read_traffic
 from qwenproxy.access.usage import read_usage
@@ -71,6 +71,10 @@ class KeyRow:
     @property
     def models(self) -> list[str]:
         return self.key.allowed_models.splitlines()
+
+    @property
+    def kept(self) -> str:
+        return kept_text(self.key)
 
     @property
     def day(self) -> Ended:

@@ -15,6 +15,8 @@ from ninja import Field, Query, Router, Schema
 
 from qwenproxy.access import keys
 from qwenproxy.access.key_fields import (
+    DAYS,
+    MAX_DAYS,
     MAX_LIMITS,
     MAX_NAME_CHARS,
     InvalidKey,
@@ -64,6 +66,12 @@ class KeyObject(Schema):
     tokens_per_day: int | None
     tokens_per_month: int | None
     recorded: Literal["everything", "metadata"]
+    content_days: int | None = Field(
+        description="After a session's last use, then its content is removed; null: QWENPROXY_CONTENT_DAYS."
+    )
+    record_days: int | None = Field(
+        description="After a session's last use, then it is deleted; null: QWENPROXY_RECORD_DAYS."
+    )
     usage: Usage | None = Field(description="Null: the key has no limits, so nothing is counted.")
 
 
@@ -108,6 +116,13 @@ _FIELDS: Mapping[str, Any] = {
         "type": "string",
         "enum": Recorded.values,
         "description": "`metadata`: counts, times and digests, no content.",
+    },
+    **{
+        name: {
+            "description": f"Null: as the setting QWENPROXY_{name.upper()} says.",
+            "oneOf": [{"type": "integer", "minimum": 1, "maximum": MAX_DAYS}, {"type": "null"}],
+        }
+        for name in DAYS
     },
 }
 

@@ -161,13 +161,14 @@ def test_everything_that_a_key_has_can_be_entered_and_changed(admin_client):
         requests_per_minute="0",
         tokens_per_month="1000000000000",
         recorded="metadata",
+        content_days="30",
     )
     shown_secret(admin_client.post(KEYS + "add/", form))
     row = ApiKey.objects.get()
     assert row.expires_at == datetime(2999, 1, 31, 12, tzinfo=UTC)
     assert row.allowed_models == "qwen3-*\nqwq"
     assert row.limits == Limits(requests_per_minute=0, tokens_per_month=10**12)
-    assert row.recorded == "metadata"
+    assert (row.recorded, row.content_days, row.record_days) == ("metadata", 30, None)
     page = admin_client.get(change_url(row)).content.decode()
     assert 'value="2999-01-31T12:00"' in page
     assert "qwen3-*\nqwq</textarea>" in page

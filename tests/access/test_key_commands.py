@@ -38,14 +38,14 @@ class TestCreateApiKey:
             *("createapikey", "k", "--scopes", "admin, chat", "--models", "qwen3-*, qwq"),
             *("--expires", "2999-01-31", "--requests-per-minute", "0", "--max-concurrent", "4"),
             *("--tokens-per-minute", "5", "--tokens-per-day", "6", "--tokens-per-month", "7"),
-            *("--recorded", "metadata"),
+            *("--recorded", "metadata", "--content-days", "30", "--record-days", "90"),
         )
         row = ApiKey.objects.get()
         assert row.scopes == "chat admin"
         assert row.allowed_models == "qwen3-*\nqwq"
         assert row.expires_at == datetime(2999, 1, 31, tzinfo=UTC)
         assert row.limits == Limits(0, 5, 4, 6, 7)
-        assert row.recorded == "metadata"
+        assert (row.recorded, row.content_days, row.record_days) == ("metadata", 30, 90)
 
     @pytest.mark.parametrize(
         ("arguments", "named"),
@@ -59,6 +59,7 @@ class TestCreateApiKey:
             pytest.param(("k", "--tokens-per-day=-1"), "tokens_per_day", id="negative"),
             pytest.param(("k", "--tokens-per-day", "1.5"), "tokens-per-day", id="float"),
             pytest.param(("k", "--tokens-per-day", "9" * 30), "tokens_per_day", id="huge"),
+            pytest.param(("k", "--content-days", "0"), "content_days", id="no days"),
             pytest.param(("k", "--recorded", "nothing"), "recorded", id="unknown recording"),
         ],
     )
@@ -149,15 +150,18 @@ class TestListApiKeys:
             allowed_models="qwen3-*\nqwq",
             requests_per_minute=60,
             tokens_per_day=2_000_000,
+            content_days=30,
+            record_days=1000,
         )
         out = run("listapikeys")[0]
         header, limited, plain = out.splitlines()
-        assert header.split() == ["ID", "NAME", "PREFIX", "STATE", "SCOPES", "MODELS", "LIMITS"]
-        for text in ("expires in 3 days", "chat,admin", "qwen3-* qwq"):
+        assert header.split()[-3:] == ["MODELS", "LIMITS", "KEPT"]
+        limits = "60 requests/minute, 2,000,000 tokens/day"
+        for text in ("expires in 3 days", "chat,admin", "qwen3-* qwq", limits):
             assert text in limited
-        assert limited.endswith("60 requests/minute, 2,000,000 tokens/day")
+        assert limited.endswith("content 30 days, record 1,000 days")
         assert plain.split()[1] == "plain"
-        assert plain.split()[-4:] == ["active", "chat,records", "*", "-"]
+        assert plain.split()[-5:] == ["active", "chat,records", "*", "-", "-"]
         assert header.index("LIMITS") == plain.index("-", plain.index("*"))
         assert "revoked" in run("listapikeys", "--all")[0]
 

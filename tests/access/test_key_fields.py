@@ -112,6 +112,16 @@ def test_other_expiries_are_refused(value, named):
     assert named in str(error)
 
 
+@pytest.mark.parametrize("name", key_fields.DAYS)
+def test_days_are_whole_numbers_and_null_is_the_setting(name):
+    for value in (None, 1, key_fields.MAX_DAYS):
+        assert getattr(made(**{name: value}), name) == value
+    for value in (0, -1, key_fields.MAX_DAYS + 1, 10**30, 1.0, True, "30", [30]):
+        error = refusal(**{name: value})
+        assert error.field == name
+        assert name in str(error)
+
+
 def test_models_are_kept_once_each_in_their_order():
     assert made(allowed_models=["qwen3-*", " qwq ", "qwen3-*"]).allowed_models == "qwen3-*\nqwq"
     assert made(allowed_models=None).allowed_models == made(allowed_models=[]).allowed_models == ""

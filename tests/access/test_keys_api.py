@@ -49,6 +49,7 @@ def test_a_key_is_created_used_changed_rotated_and_revoked(admin):
             "requests_per_minute": 60,
             "tokens_per_day": 10**12,
             "recorded": "metadata",
+            "content_days": 30,
         },
     )
     assert answer.status_code == 201
@@ -72,6 +73,8 @@ def test_a_key_is_created_used_changed_rotated_and_revoked(admin):
         "tokens_per_day": 10**12,
         "tokens_per_month": None,
         "recorded": "metadata",
+        "content_days": 30,
+        "record_days": None,
         "usage": {
             "minute": {"requests": 0, "tokens": 0},
             "day": {"requests": 0, "tokens": 0},

@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from qwenproxy.access import keys
-from qwenproxy.access.key_fields import MAX_LIMITS, InvalidKey
+from qwenproxy.access.key_fields import DAYS, MAX_LIMITS, InvalidKey
 from qwenproxy.access.models import SCOPES, Recorded
 
 
@@ -44,9 +44,16 @@ class Command(BaseCommand):
             default=Recorded.EVERYTHING.value,
             help="metadata: counts, times and digests, no content; default: %(default)s",
         )
+        for name in DAYS:
+            parser.add_argument(
+                f"--{name.replace('_', '-')}",
+                type=int,
+                metavar="N",
+                help=f"after a session's last use; default: as QWENPROXY_{name.upper()} says",
+            )
 
     def handle(self, *args: Any, name: str, scopes: str, models: str, **options: Any) -> None:
-        limits = {name: options[name] for name in MAX_LIMITS}
+        numbers = {name: options[name] for name in (*MAX_LIMITS, *DAYS)}
         try:
             api_key, secret = keys.create_api_key(
                 name=name,
@@ -54,7 +61,7 @@ class Command(BaseCommand):
                 allowed_models=_items(models),
                 expires_at=options["expires"],
                 recorded=options["recorded"],
-                **limits,
+                **numbers,
             )
         except InvalidKey as exc:
             raise CommandError(str(exc)) from exc

@@ -7,12 +7,12 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 from django.utils import timezone
 
-from qwenproxy.access.key_fields import limits_text, state_text
+from qwenproxy.access.key_fields import kept_text, limits_text, state_text
 from qwenproxy.access.models import ApiKey
 from qwenproxy.access.usage import describe_keys
 from qwenproxy.wire import json
 
-_HEADINGS = ("ID", "NAME", "PREFIX", "STATE", "SCOPES", "MODELS", "LIMITS")
+_HEADINGS = ("ID", "NAME", "PREFIX", "STATE", "SCOPES", "MODELS", "LIMITS", "KEPT")
 
 
 class Command(BaseCommand):
@@ -37,9 +37,8 @@ class Command(BaseCommand):
             models = " ".join(row.allowed_models.splitlines()) or "*"
             scopes = row.scopes.replace(" ", ",")
             state = state_text(row, now)
-            table.append(
-                (str(row.pk), row.name, row.prefix, state, scopes, models, limits_text(row) or "-")
-            )
+            limits, kept = limits_text(row) or "-", kept_text(row) or "-"
+            table.append((str(row.pk), row.name, row.prefix, state, scopes, models, limits, kept))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         for cells in table:
             line = "  ".join(f"{cell:{width}}" for cell, width in zip(cells, widths, strict=True))
