@@ -8,6 +8,7 @@ by position, never between calls of tools and their results. What a page shows o
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,9 @@ from qwenproxy.wire.history import text_of
 from requests_app.arrived import load_arrived
 from requests_app.conversation_blocks import Block, Cutter, Fold, Fork, Reader, pretty, size
 from requests_app.models import Request, Response
+from sessions_app.heads import load_heads
 from sessions_app.models import Message, Session
-from sessions_app.transcript import Way, find_way, load_line, load_siblings
+from sessions_app.transcript import Place, Way, find_way, load_places, load_siblings
 
 # About 50 turns: a question and its answer, or calls of tools and their results.
 PAGE_MESSAGES = 100
@@ -28,6 +30,8 @@ PAGE_MESSAGES = 100
 _MAX_RESULTS = 100
 # Answers to the prompts of a page, and ways out of a fork: rows in memory stay below 2,000.
 _MAX_ANSWERS = 800
+# Of a text of a message: the beginning, with the message's id (`conversation_blocks`).
+_NAME = re.compile(r"m([0-9]{1,18})(?![0-9])", re.ASCII)
 _ANSWER_FIELDS = (
     "id",
     "request_id",
@@ -100,7 +104,8 @@ def load_conversation(
     start = min(page or 0, way.leaf_position) // PAGE_MESSAGES * PAGE_MESSAGES
     line = _page(way.leaf_id, start)
     forks = _forks(session, line, way)
-    blocks = Reader(cutter, _answers(session, line), forks).read(line)
+    heads = load_heads(line, _asked_for(shown, line))
+    blocks = Reader(cutter, _answers(session, line), forks).read(heads)
     # System and tools stand at the beginning.
     head = _head(session, cutter) if start == 0 else []
     return Line(blocks, head, way.leaf_id, start, way.leaf_position + 1, way.branches)
@@ -115,21 +120,33 @@ def _newest_way(session: Session) -> Way | None:
     return None if message_id is None else find_way(session.pk, message_id)
 
 
-def _page(leaf_id: int, start: int) -> list[Message]:
-    line = load_line(leaf_id, start=start, limit=PAGE_MESSAGES + _MAX_RESULTS)
+def _page(leaf_id: int, start: int) -> list[Place]:
+    line = load_places(leaf_id, start, PAGE_MESSAGES + _MAX_RESULTS)
     # Those at the beginning are on the page before, up to as many as it takes in.
     first = _count_results(line) if start else 0
     end = PAGE_MESSAGES + _count_results(line[PAGE_MESSAGES:])
     return line[first:end]
 
 
-def _count_results(line: Sequence[Message]) -> int:
+def _count_results(line: Sequence[Place]) -> int:
     """How many results of tools it begins with."""
     results = itertools.takewhile(lambda row: row.role == "tool", line[:_MAX_RESULTS])
     return sum(1 for _ in results)
 
 
-def _forks(session: Session, line: Sequence[Message], way: Way) -> Mapping[int, Fork]:
+def _asked_for(shown: str, line: Sequence[Place]) -> set[int]:
+    """The messages that the text named `shown` may be of: one, or the results of its calls."""
+    named = _NAME.match(shown)
+    if named is None:
+        return set()
+    pk = int(named[1])
+    at = next((index for index, place in enumerate(line) if place.pk == pk), None)
+    if at is None:
+        return set()
+    return {place.pk for place in line[at : at + 1 + _count_results(line[at + 1 :])]}
+
+
+def _forks(session: Session, line: Sequence[Place], way: Way) -> Mapping[int, Fork]:
     """The switch at each message that has siblings."""
     if way.branches < 2:
         return {}
@@ -164,11 +181,9 @@ def _head(session: Session, cutter: Cutter) -> list[Fold]:
     return folds
 
 
-def _answers(
-    session: Session, line: Sequence[Message]
-) -> Mapping[int | None, list[dict[str, Any]]]:
+def _answers(session: Session, line: Sequence[Place]) -> Mapping[int | None, list[dict[str, Any]]]:
     """The answers to the prompts of a line, by prompt."""
-    prompts = {message.pk for message in line} | {message.parent_id for message in line}
+    prompts = {place.pk for place in line} | {place.parent_id for place in line}
     condition = Q(request__prompt__in=prompts - {None})
     if not line or None in prompts:
         # Only system messages came.

@@ -24,8 +24,7 @@ from requests_app.keeping import is_bare
 from requests_app.pictures import picture_url
 from requests_app.rollups import ERRORS
 from requests_app.ways_out import WAYS_OUT
-from sessions_app.models import Message
-from sessions_app.transcript import message_body
+from sessions_app.heads import Head
 
 # Longer texts are cut, unless the whole is asked for.
 MAX_CHARS = 64_000
@@ -116,7 +115,10 @@ def pretty(value: JSONValue) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def size(text: str) -> str:
+def size(text: str, cut_from: int | None = None) -> str:
+    """How long a text is; about how long, where it is the beginning of what is stored in so many bytes."""
+    if cut_from is not None:
+        return f"≈ {display.size(cut_from)}"
     return display.size(len(text.encode("utf-8", "replace")))
 
 
@@ -127,18 +129,27 @@ class Cutter:
         self._shown = shown
         self._left = _MAX_PAGE_CHARS
 
-    def text(self, text: str, name: str) -> Text:
+    def text(self, text: str, name: str, cut_from: int | None = None) -> Text:
         if name == self._shown:
             return Text(json.plain(text), name)
         longest = MAX_CHARS if self._left > 0 else _BEGINNING_CHARS
         self._left -= min(len(text), longest)
-        if len(text) <= longest:
+        if len(text) <= longest and cut_from is None:
             return Text(json.plain(text), name)
-        return Text(json.plain(text[:longest]), name, whole=size(text))
+        return Text(json.plain(text[:longest]), name, whole=size(text, cut_from))
 
-    def fold(self, label: str, size: str, text: str, name: str, kind: str = "context") -> Fold:
+    def fold(
+        self,
+        label: str,
+        size: str,
+        text: str,
+        name: str,
+        kind: str = "context",
+        cut_from: int | None = None,
+    ) -> Fold:
         is_open = name == self._shown
-        return Fold(label, size, [("", self.text(text, name))], kind, is_open=is_open)
+        shown = self.text(text, name, cut_from)
+        return Fold(label, size, [("", shown)], kind, is_open=is_open)
 
     def is_shown(self, texts: Sequence[tuple[str, Text]]) -> bool:
         return any(text.name == self._shown for _, text in texts)
@@ -157,7 +168,7 @@ class Reader:
         self._answers = answers
         self._forks = forks
 
-    def read(self, line: Sequence[Message]) -> list[Block]:
+    def read(self, line: Sequence[Head]) -> list[Block]:
         blocks: list[Block] = []
         if line and line[0].parent_id is None:
             blocks += self.failures(None)
@@ -171,12 +182,12 @@ class Reader:
             at = end
         return blocks
 
-    def _turn(self, message: Message, results: Sequence[Message]) -> list[Block]:
+    def _turn(self, message: Head, results: Sequence[Head]) -> list[Block]:
         """A message with the results of its calls, and what failed right after it."""
-        bodies = {row.pk: message_body(row) for row in results}
-        blocks = [self._block(message, bodies), *self.failures(message.pk)]
+        unused = {row.pk: row for row in results}
+        blocks = [self._block(message, unused), *self.failures(message.pk)]
         for row in results:
-            if row.pk in bodies or row.pk in self._forks:
+            if row.pk in unused or row.pk in self._forks:
                 # A result whose call nobody made, or of which there are several.
                 blocks.append(self._block(row, {}))
             blocks += self.failures(row.pk)
@@ -187,32 +198,34 @@ class Reader:
         rows = self._answers.get(prompt_id, ())
         return [self._failure(row) for row in rows if row["reply_id"] is None]
 
-    def _block(self, message: Message, results: dict[int, JSONObject]) -> Block:
+    def _block(self, message: Head, results: dict[int, Head]) -> Block:
         """Show a message; takes what it uses out of `results`."""
-        body = message_body(message)
+        body = message.body
         name = f"m{message.pk}"
         block = Block("user", message.role.capitalize(), name, fork=self._forks.get(message.pk))
         # The form in which `keeping.KeepMetadata` stores a message.
         text = _NOT_RECORDED if is_bare(body) else text_of(body)
         if message.role in _TOOL_ROLES:
-            fold = self._cutter.fold("Tool result", size(text), text, name, "tool")
+            cut_from = message.cut_from
+            fold = self._cutter.fold(
+                "Tool result", size(text, cut_from), text, name, "tool", cut_from
+            )
             block.kind, block.folds = "tool", [fold]
             return block
         if message.role in ("system", "developer"):
-            block.kind, block.folds = (
-                "note",
-                [self._cutter.fold(block.label, size(text), text, name)],
-            )
+            length = size(text, message.cut_from)
+            fold = self._cutter.fold(block.label, length, text, name, cut_from=message.cut_from)
+            block.kind, block.folds = "note", [fold]
             return block
         if message.role == "assistant":
             self._answer(block, message)
         if text:
-            block.text = self._cutter.text(text, name)
+            block.text = self._cutter.text(text, name, message.cut_from)
         block.folds += self._parts(body, message.pk)
         block.folds += self._calls(body, name, results)
         return block
 
-    def _answer(self, block: Block, message: Message) -> None:
+    def _answer(self, block: Block, message: Head) -> None:
         given = self._answers.get(message.parent_id, ())
         block.kind = "assistant"
         block.answers = [row for row in given if row["reply_id"] == message.pk]
@@ -260,14 +273,14 @@ class Reader:
                 folds.append(replace(fold, pictures=urls))
         return folds
 
-    def _calls(self, body: JSONObject, name: str, results: dict[int, JSONObject]) -> list[Fold]:
+    def _calls(self, body: JSONObject, name: str, results: dict[int, Head]) -> list[Fold]:
         calls = body.get("tool_calls")
         found = list(calls) if isinstance(calls, list) else []
         if isinstance(body.get("function_call"), dict):
             found.append({"function": body["function_call"]})
         return [self._call(call, f"{name}-c{number}", results) for number, call in enumerate(found)]
 
-    def _call(self, call: JSONValue, name: str, results: dict[int, JSONObject]) -> Fold:
+    def _call(self, call: JSONValue, name: str, results: dict[int, Head]) -> Fold:
         call = call if isinstance(call, dict) else {"call": call}
         function = call.get("function")
         function = function if isinstance(function, dict) else {"name": "?", "arguments": call}
@@ -276,9 +289,9 @@ class Reader:
         texts = [("Arguments", self._cutter.text(written, f"{name}-a"))]
         result, length = _take(call.get("id"), results), ""
         if result is not None:
-            text = _NOT_RECORDED if is_bare(result) else _result_text(result)
-            texts.append(("Result", self._cutter.text(text, f"{name}-r")))
-            length = size(text)
+            text = _NOT_RECORDED if is_bare(result.body) else _result_text(result.body)
+            texts.append(("Result", self._cutter.text(text, f"{name}-r", result.cut_from)))
+            length = size(text, result.cut_from)
         label = Truncator(json.plain(str(function.get("name")))).chars(60)
         return Fold(
             label,
@@ -324,10 +337,11 @@ class Reader:
         return block
 
 
-def _take(call_id: JSONValue, results: dict[int, JSONObject]) -> JSONObject | None:
+def _take(call_id: JSONValue, results: dict[int, Head]) -> Head | None:
     """The result of a call, by its id; by its place where ids are missing."""
-    for pk, body in results.items():
-        if body.get("tool_call_id") == call_id or not (body.get("tool_call_id") and call_id):
+    for pk, result in results.items():
+        own_id = result.body.get("tool_call_id")
+        if own_id == call_id or not (own_id and call_id):
             return results.pop(pk)
     return None
 

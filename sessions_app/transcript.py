@@ -15,22 +15,31 @@ from qwenproxy.wire.history import decode_content, text_of
 from qwenproxy.wire.json import JSONObject
 from sessions_app.models import Message
 
-# Positions count from the root, so that a part of a line can be named without reading the rest; the
-# recursion has to begin at the leaf all the same. Contents are read for the part alone and are not sorted: 100
-# results of 2 MB took 2 s in SQLite's sorter.
 _LINE = """
 WITH RECURSIVE line(id, parent_id, height) AS (
     SELECT id, parent_id, 0 FROM sessions_app_message WHERE id = %s
     UNION ALL
     SELECT above.id, above.parent_id, line.height + 1
     FROM line JOIN sessions_app_message above ON above.id = line.parent_id
-), page(id) AS (
-    SELECT id FROM line ORDER BY height DESC LIMIT %s OFFSET %s
 )
-SELECT m.id, m.parent_id, m.role, m.content, m.given, m.position, m.created_at
-FROM page JOIN sessions_app_message m ON m.id = page.id
 """
-_ALL = 2**31
+# Not sorted by the database: 100 results of 2 MB took 2 s in SQLite's sorter.
+_MESSAGES = (
+    _LINE
+    + """
+SELECT m.id, m.parent_id, m.role, m.content, m.given, m.position, m.created_at
+FROM line JOIN sessions_app_message m ON m.id = line.id
+"""
+)
+# Counted from the root, so that a part can be named without reading the rest; the recursion has to begin at
+# the leaf all the same.
+_PLACES = (
+    _LINE
+    + """
+SELECT m.id, m.parent_id, m.role FROM line JOIN sessions_app_message m ON m.id = line.id
+ORDER BY line.height DESC LIMIT %s OFFSET %s
+"""
+)
 # Ids grow within a session, so the largest below a message is a leaf, and the newest one.
 _NEWEST = """
 WITH RECURSIVE below(id) AS (
@@ -44,6 +53,14 @@ SELECT leaf.id, leaf.position, wanted.position, (
 FROM sessions_app_message leaf, sessions_app_message wanted
 WHERE leaf.id = (SELECT MAX(id) FROM below) AND wanted.id = %s
 """
+
+
+class Place(NamedTuple):
+    """A message of a line, without what it says."""
+
+    pk: int
+    parent_id: int | None
+    role: str
 
 
 class Way(NamedTuple):
@@ -68,7 +85,7 @@ def find_way(session_id: str, message_id: int) -> Way | None:
     return None if row is None else Way(*row)
 
 
-def load_siblings(session_id: str, line: Sequence[Message]) -> dict[int | None, list[int]]:
+def load_siblings(session_id: str, line: Sequence[Place]) -> dict[int | None, list[int]]:
     """The ids below each parent of a part of a line, oldest first; one query.
 
     Those below null are the session's first messages.
@@ -84,15 +101,22 @@ def load_siblings(session_id: str, line: Sequence[Message]) -> dict[int | None, 
     return siblings
 
 
-def load_line(leaf_id: int | None, *, start: int = 0, limit: int = _ALL) -> list[Message]:
-    """Load the messages from the root down to `leaf_id`, or `limit` of them from position `start` on.
+def load_line(leaf_id: int | None) -> list[Message]:
+    """Load the messages from the root down to `leaf_id`.
 
     One query. The messages have id, parent_id, role, content, given, position and created_at only.
     """
     if leaf_id is None:
         return []
-    rows = Message.objects.raw(_LINE, [leaf_id, limit, start])
+    rows = Message.objects.raw(_MESSAGES, [leaf_id])
     return sorted(rows, key=lambda message: message.position)
+
+
+def load_places(leaf_id: int, start: int, limit: int) -> list[Place]:
+    """The places of `limit` messages of a line from position `start` on; one query."""
+    with connection.cursor() as cursor:
+        cursor.execute(_PLACES, [leaf_id, limit, start])
+        return [Place(*row) for row in cursor.fetchall()]
 
 
 def message_body(message: Message) -> JSONObject:

@@ -207,12 +207,69 @@ def test_a_large_session_is_small_on_its_page(admin_client, django_assert_max_nu
             {"role": "tool", "tool_call_id": f"c{number}", "content": content},
             parent=turn.reply,
         )
-    with django_assert_max_num_queries(12):
+    with django_assert_max_num_queries(13):
         text = page(admin_client, url_of(session))
     assert len(text) < 400_000
-    assert "show all (2.0 MB)" in text
+    assert "show all (≈ 2.0 MB)" in text
     assert "a24" in text
     assert "q26" not in text
+
+
+def result_of(length, call_id="a", content=None):
+    body = {"role": "tool", "content": content or "x" * length + "the end", "tool_call_id": call_id}
+    return body
+
+
+def test_all_of_a_long_result_is_shown_where_it_is_asked_for(admin_client):
+    session = make_session()
+    leaf = make_line(
+        session,
+        {"role": "user", "content": "y" * 600_000 + "end of the question"},
+        {"role": "assistant", "tool_calls": [call("one", "a"), call("two", "b")]},
+        result_of(700_000, "b"),
+        result_of(800_000, "a"),
+        result_of(900_000, "nobody"),
+    )
+    make_response(make_request(session, leaf), None)
+    first = page(admin_client, url_of(session))
+    assert "the end" not in first
+    assert "end of the question" not in first
+    for sizes in ("600.0 kB", "700.0 kB", "800.0 kB", "900.0 kB"):
+        assert f"show all (≈ {sizes})" in first
+    assert first.index("800.0 kB") < first.index("two(") < first.index("700.0 kB")
+    for label, said in (
+        ("600.0", "end of the question"), ("700.0", "the end"), ("800.0", "the end"), ("900.0", "the end"),
+    ):  # fmt: skip
+        text = followed(admin_client, session, first, rf"show all \(≈ {label}")
+        assert text.count(said) == 1
+        assert f"show all (≈ {label}" not in text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param("\\" * 900_000, id="escapes"),
+        pytest.param("\U0001f600" * 200_000, id="pairs"),
+        pytest.param("\ud83d" * 100_000, id="halves"),
+        pytest.param(
+            [{"type": "text", "text": "末" * 300_000}, {"type": "text", "text": "z"}], id="parts"
+        ),
+        pytest.param([{"n": [{"deep": ["w" * 5] * 60_000}]}], id="nested"),
+    ],
+)
+def test_a_result_is_cut_anywhere(admin_client, content):
+    session = make_session()
+    leaf = make_line(
+        session,
+        {"role": "assistant", "tool_calls": [call("one", "b"), call("two", "a")]},
+        result_of(10, "a", content),
+        result_of(10, "b", "short"),
+    )
+    make_response(make_request(session, leaf), None)
+    text = page(admin_client, url_of(session))
+    assert text.count("show all (≈ ") == 1
+    assert text.index("one(") < text.index("short") < text.index("two(") < text.index("show all")
+    followed(admin_client, session, text, r"show all \(≈")
 
 
 def test_a_call_at_the_end_of_a_page_has_its_results(admin_client):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sessions_app.transcript import load_line, message_body
+from sessions_app.transcript import load_line, load_places, message_body
 from tests.factories import make_line, make_message, make_session
 
 pytestmark = pytest.mark.django_db
@@ -36,10 +36,13 @@ def test_other_branches_are_left_out():
         pytest.param(7, 2, [], id="beyond"),
     ],
 )
-def test_a_part_of_a_line(start, limit, expected):
+def test_a_part_of_a_line(start, limit, expected, django_assert_num_queries):
     leaf = make_line(make_session(), *QUESTIONS)
-    line = load_line(leaf.pk, start=start, limit=limit)
-    assert [message_body(message)["content"] for message in line] == expected
+    with django_assert_num_queries(1):
+        places = load_places(leaf.pk, start, limit)
+    assert [place.role for place in places] == ["user"] * len(expected)
+    positions = {row.pk: str(row.position) for row in load_line(leaf.pk)}
+    assert [positions[place.pk] for place in places] == expected
 
 
 @pytest.mark.parametrize("leaf_id", [None, 12345])
