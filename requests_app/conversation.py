@@ -13,22 +13,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from django.db.models import Case, Q, TextField, Value, When
+from django.db.models import Case, Count, F, Q, TextField, Value, When, Window
+from django.db.models.functions import RowNumber
 
 from qwenproxy.wire import json
 from qwenproxy.wire.history import text_of
 from requests_app.arrived import load_arrived
-from requests_app.conversation_blocks import Block, Cutter, Fold, Fork, Reader, pretty, size
+from requests_app.conversation_blocks import Block, Cutter, Fold, Reader, pretty, size
 from requests_app.models import Request, Response
 from sessions_app.heads import load_heads
 from sessions_app.models import Message, Session
-from sessions_app.transcript import Place, Way, find_way, load_places, load_siblings
+from sessions_app.transcript import Place, Way, find_way, load_forks, load_places
 
 # About 50 turns: a question and its answer, or calls of tools and their results.
 PAGE_MESSAGES = 100
 # Results of tools that a page shows beyond its end, so that they stand with their calls.
 _MAX_RESULTS = 100
-# Answers to the prompts of a page, and ways out of a fork: rows in memory stay below 2,000.
+# Calls that ended alike in one place, and in all on a page.
+_MAX_IN_PLACE = 20
 _MAX_ANSWERS = 800
 # Of a text of a message: the beginning, with the message's id (`conversation_blocks`).
 _NAME = re.compile(r"m([0-9]{1,18})(?![0-9])", re.ASCII)
@@ -87,8 +89,7 @@ class Line:
 def load_conversation(
     session: Session, *, leaf_id: int | None = None, start: int | None = None, shown: str = ""
 ) -> Line:
-    """Load a page of the line through `leaf_id`, or through the newest answer; six queries at most, seven while
-    an answer runs.
+    """Load a page of the line through `leaf_id`, or through the newest answer; ten queries at most.
 
     Without `start` it is the page that `leaf_id` is on, or the first. A leaf that is not the session's
     counts as none. Long texts are cut, but for those of the block named `shown`.
@@ -103,7 +104,7 @@ def load_conversation(
     # Beyond the end: the last page.
     start = min(page or 0, way.leaf_position) // PAGE_MESSAGES * PAGE_MESSAGES
     line = _page(way.leaf_id, start)
-    forks = _forks(session, line, way)
+    forks = load_forks(session.pk, line) if way.branches > 1 else {}
     heads = load_heads(line, _asked_for(shown, line))
     blocks = Reader(cutter, _answers(session, line), forks).read(heads)
     # System and tools stand at the beginning.
@@ -146,22 +147,6 @@ def _asked_for(shown: str, line: Sequence[Place]) -> set[int]:
     return {place.pk for place in line[at : at + 1 + _count_results(line[at + 1 :])]}
 
 
-def _forks(session: Session, line: Sequence[Place], way: Way) -> Mapping[int, Fork]:
-    """The switch at each message that has siblings."""
-    if way.branches < 2:
-        return {}
-    siblings = load_siblings(session.pk, line)
-    forks = {}
-    for message in line:
-        ids = siblings.get(message.parent_id, [])
-        if len(ids) > 1:
-            at = ids.index(message.pk)
-            before = ids[at - 1] if at else None
-            after = ids[at + 1] if at + 1 < len(ids) else None
-            forks[message.pk] = Fork(at + 1, len(ids), before, after)
-    return forks
-
-
 def _head(session: Session, cutter: Cutter) -> list[Fold]:
     """System text and tools of the newest request."""
     rows = Request.objects.filter(session=session).order_by("-id")
@@ -182,19 +167,38 @@ def _head(session: Session, cutter: Cutter) -> list[Fold]:
 
 
 def _answers(session: Session, line: Sequence[Place]) -> Mapping[int | None, list[dict[str, Any]]]:
-    """The answers to the prompts of a line, by prompt."""
-    prompts = {place.pk for place in line} | {place.parent_id for place in line}
-    condition = Q(request__prompt__in=prompts - {None})
-    if not line or None in prompts:
-        # Only system messages came.
-        condition |= Q(request__prompt=None)
+    """The answers on a line, and the calls that brought none, by prompt; the first of each place."""
+    places = _first_answers(session, line)
     # What the upstream said is read where it failed alone: it may hold a whole answer.
     said = Case(When(reply=None, then="upstream_response"), default=Value("", TextField()))
-    rows = Response.objects.filter(condition, session=session).order_by("id")
+    rows = Response.objects.filter(id__in=list(places)).order_by("id")
     by_prompt: dict[int | None, list[dict[str, Any]]] = {}
-    found = list(rows.values(*_ANSWER_FIELDS, said=said)[:_MAX_ANSWERS])
+    found = list(rows.values(*_ANSWER_FIELDS, said=said))
     arrived = load_arrived([row["id"] for row in found if row["status"] == "in_progress"])
     for row in found:
         row["arrived"] = arrived.get(row["id"])
+        row["more"] = places[row["id"]]
         by_prompt.setdefault(row["request__prompt_id"], []).append(row)
     return by_prompt
+
+
+def _first_answers(session: Session, line: Sequence[Place]) -> dict[int, int]:
+    """The responses to show on a line; the last of its kind in a place with how many more there are.
+
+    A client may have asked the same thing a thousand times.
+    """
+    pks = {place.pk for place in line}
+    prompts = pks | {place.parent_id for place in line}
+    failed = Q(request__prompt__in=prompts - {None})
+    if not line or None in prompts:
+        # Only system messages came.
+        failed |= Q(request__prompt=None)
+    # Of the conversation's other lines nothing is read.
+    rows = Response.objects.filter(Q(reply__in=pks) | Q(reply=None) & failed, session=session)
+    place = [F("request__prompt"), F("reply"), F("status")]
+    numbered = rows.annotate(
+        number=Window(RowNumber(), partition_by=place, order_by="id"),
+        of_all=Window(Count("id"), partition_by=place),
+    ).filter(number__lte=_MAX_IN_PLACE)
+    found = numbered.order_by("id").values_list("id", "number", "of_all")[:_MAX_ANSWERS]
+    return {pk: of_all - at if at == _MAX_IN_PLACE else 0 for pk, at, of_all in found}

@@ -25,6 +25,7 @@ from requests_app.pictures import picture_url
 from requests_app.rollups import ERRORS
 from requests_app.ways_out import WAYS_OUT
 from sessions_app.heads import Head
+from sessions_app.transcript import Fork
 
 # Longer texts are cut, unless the whole is asked for.
 MAX_CHARS = 64_000
@@ -74,16 +75,6 @@ class Fold:
     pictures: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Fork:
-    """Which of its siblings a message is, from 1, and those beside it."""
-
-    number: int
-    count: int
-    before: int | None
-    after: int | None
-
-
 @dataclass(slots=True)
 class Block:
     """A message, or a call that brought none."""
@@ -99,6 +90,8 @@ class Block:
     fork: Fork | None = None
     # What is to be said about it.
     note: str = ""
+    # How many calls that ended like these are not shown.
+    more: int = 0
 
     @property
     def is_tool_work(self) -> bool:
@@ -233,6 +226,7 @@ class Reader:
             block.label = "Assistant, as the client sent it"
             return
         row = block.answers[0]
+        block.more = sum(each["more"] for each in block.answers)
         block.note = _ENDED.get(row["status"], "")
         if block.note and row["client_left"]:
             block.note += " The client left."
@@ -314,7 +308,8 @@ class Reader:
         text = self._cutter.text(row["error_message"] or "No answer was recorded.", anchor)
         if row["request__recorded"] != Recorded.EVERYTHING and not row["error_message"]:
             text = Text(_NOT_RECORDED, anchor)
-        block = Block(kind, label, anchor, text, answers=[row], note=WAYS_OUT.get(code or "", ""))
+        note = WAYS_OUT.get(code or "", "")
+        block = Block(kind, label, anchor, text, answers=[row], note=note, more=row["more"])
         if row["said"]:
             said = pretty(json.loads_text(row["said"]))
             block.folds = [self._cutter.fold("Upstream body", size(said), said, f"{anchor}-u")]
@@ -323,6 +318,7 @@ class Reader:
     def _running(self, row: Mapping[str, Any], anchor: str) -> Block:
         arrived: Arrived | None = row["arrived"]
         block = Block("running", "In progress", anchor, answers=[row], note=STILL_COMING)
+        block.more = row["more"]
         if arrived is None:
             return block
         if arrived.is_end_only:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from django.db import connection
-from django.db.models import Min, Q
+from django.db.models import Min
 
 from qwenproxy.wire.history import decode_content, text_of
 from qwenproxy.wire.json import JSONObject
@@ -53,6 +53,20 @@ SELECT leaf.id, leaf.position, wanted.position, (
 FROM sessions_app_message leaf, sessions_app_message wanted
 WHERE leaf.id = (SELECT MAX(id) FROM below) AND wanted.id = %s
 """
+# Siblings of messages, counted from the oldest; of each message those near it, the first and the last.
+_FORKS = """
+WITH branch AS (
+    SELECT id, COALESCE(parent_id, 0) AS place, COUNT(*) OVER (PARTITION BY parent_id) AS of_all,
+        ROW_NUMBER() OVER (PARTITION BY parent_id ORDER BY id) AS number
+    FROM sessions_app_message WHERE session_id = %s AND {}
+)
+SELECT own.id, own.number, own.of_all, other.number, other.id
+FROM branch own JOIN branch other ON other.place = own.place
+WHERE own.of_all > 1 AND own.id IN ({}) AND (
+    other.number BETWEEN own.number - %s AND own.number + %s OR other.number IN (1, other.of_all)
+) ORDER BY own.id, other.number
+"""
+_NEAR = 2
 
 
 class Place(NamedTuple):
@@ -61,6 +75,33 @@ class Place(NamedTuple):
     pk: int
     parent_id: int | None
     role: str
+
+
+class Fork(NamedTuple):
+    """Which of its siblings a message is, and some of them."""
+
+    # From 1, oldest first.
+    number: int
+    of_all: int
+    # Number -> id, in their order.
+    branches: dict[int, int]
+
+    @property
+    def before(self) -> int | None:
+        return self.branches.get(self.number - 1)
+
+    @property
+    def after(self) -> int | None:
+        return self.branches.get(self.number + 1)
+
+    @property
+    def steps(self) -> list[tuple[int, int, bool]]:
+        """Number and id of each branch, and whether others are left out before it."""
+        numbers = list(self.branches)
+        gaps = (later - number > 1 for number, later in zip([0, *numbers], numbers, strict=False))
+        return [
+            (number, pk, gap) for (number, pk), gap in zip(self.branches.items(), gaps, strict=True)
+        ]
 
 
 class Way(NamedTuple):
@@ -85,20 +126,24 @@ def find_way(session_id: str, message_id: int) -> Way | None:
     return None if row is None else Way(*row)
 
 
-def load_siblings(session_id: str, line: Sequence[Place]) -> dict[int | None, list[int]]:
-    """The ids below each parent of a part of a line, oldest first; one query.
+def load_forks(session_id: str, line: Sequence[Place]) -> dict[int, Fork]:
+    """The messages of a part of a line that have siblings, by id; one query.
 
-    Those below null are the session's first messages.
+    Of each it is the branches nearest to it, with the first and the last, however many there are.
     """
-    condition = Q(parent__in=[message.parent_id for message in line if message.parent_id])
-    if any(message.parent_id is None for message in line):
-        # By position: an index of the parents would find the first messages of every session.
-        condition |= Q(position=0)
-    rows = Message.objects.filter(condition, session=session_id).order_by("id")
-    siblings: dict[int | None, list[int]] = {}
-    for message_id, parent_id in rows.values_list("id", "parent_id"):
-        siblings.setdefault(parent_id, []).append(message_id)
-    return siblings
+    parents = list({place.parent_id for place in line if place.parent_id is not None})
+    condition = f"parent_id IN ({', '.join(['%s'] * len(parents))})" if parents else "1 = 0"
+    # By position: an index of the parents would find the first messages of every session.
+    first = "OR position = 0" if any(place.parent_id is None for place in line) else ""
+    pks = [place.pk for place in line]
+    sql = _FORKS.format(f"({condition} {first})", ", ".join(["%s"] * len(pks)))
+    forks: dict[int, Fork] = {}
+    with connection.cursor() as cursor:
+        cursor.execute(sql, [session_id, *parents, *pks, _NEAR, _NEAR])
+        for pk, own, of_all, number, sibling_id in cursor.fetchall():
+            fork = forks.setdefault(pk, Fork(own, of_all, {}))
+            fork.branches[number] = sibling_id
+    return forks
 
 
 def load_line(leaf_id: int | None) -> list[Message]:

@@ -5,6 +5,8 @@ import re
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission, User
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from qwenproxy.access import staff
@@ -207,12 +209,87 @@ def test_a_large_session_is_small_on_its_page(admin_client, django_assert_max_nu
             {"role": "tool", "tool_call_id": f"c{number}", "content": content},
             parent=turn.reply,
         )
-    with django_assert_max_num_queries(13):
+    with django_assert_max_num_queries(15):
         text = page(admin_client, url_of(session))
     assert len(text) < 400_000
     assert "show all (≈ 2.0 MB)" in text
     assert "a24" in text
     assert "q26" not in text
+
+
+def test_many_branches_at_one_place_are_a_few_links(admin_client):
+    session = make_session()
+    first = make_turn(session, "Which way?", "Left or right.")
+    turns = [make_turn(session, f"ask {n}", f"said {n}.", parent=first.reply) for n in range(1, 41)]
+    text = page(admin_client, url_of(session), leaf=turns[18].reply_id)
+    assert "branch 19/40" in text
+    numbers = re.search(r'<nav class="branches".*?</nav>', text, re.DOTALL)[0]
+    assert re.sub(r"<[^>]*>|\s", "", numbers) == "1…1718192021…40"
+    for label, said in (
+        ("40", "said 40."),
+        ("1", "said 1."),
+        ("21", "said 21."),
+        ("◀", "said 18."),
+    ):
+        assert said in followed(admin_client, session, text, f"{label}<")
+    two = make_turn(session, "two", parent=turns[0].reply)
+    make_turn(session, "more", parent=turns[0].reply)
+    text = page(admin_client, url_of(session), leaf=two.reply_id)
+    assert text.count('<nav class="branches"') == 1
+    assert "branch 1/2" in text
+
+
+def test_branches_from_the_beginning_are_those_of_the_session(admin_client):
+    session, other = make_session(), make_session()
+    for number in range(3):
+        make_turn(other, f"theirs {number}")
+    turns = [make_turn(session, f"ask {number}", f"said {number}") for number in range(4)]
+    text = page(admin_client, url_of(session), leaf=turns[2].reply_id)
+    assert "branch 3/4" in text
+    assert "said 3" in followed(admin_client, session, text, "▶")
+
+
+def test_a_call_repeated_a_hundred_times_is_shown_some_times(admin_client):
+    session = make_session()
+    first = make_turn(session, "before", "so far")
+    # The same question with the same answer is one message.
+    turn = make_turn(session, "again", "the same", parent=first.reply)
+    outcomes = [(turn.reply, "completed")] * 29 + [(None, "failed")] * 50 + [(None, "in_progress")]
+    for reply, status in outcomes:
+        make_response(make_request(session, turn.request.prompt), reply, status=status)
+    text = page(admin_client, url_of(session))
+    assert text.count('class="turn turn-error') == 20
+    assert text.count(">request</a>") == 1 + 20 + 20 + 1
+    assert sorted(re.findall(r">(\d+) more</a>", text)) == ["10", "30"]
+    assert "still coming" in text
+
+
+def test_a_session_of_every_size_costs_the_same(admin_client):
+    small, large = make_session(), make_session()
+    for session, turns, branches in ((small, 3, 2), (large, 300, 40)):
+        parent = None
+        for number in range(turns):
+            for name in range(branches if number == 1 else 1):
+                turn = make_turn(session, f"q{number}-{name}", f"a{number}", parent=parent)
+            parent = turn.reply
+            if number % 20 == 0:
+                parent = make_line(
+                    session,
+                    {"role": "assistant", "tool_calls": [call("run", "a")]},
+                    result_of(2_000_000 if session == large else 10),
+                    parent=parent,
+                )
+        Session.objects.filter(pk=session.pk).update(last_reply=turn.reply)
+        page(admin_client, url_of(session))
+    counts = []
+    for session in (small, large):
+        with CaptureQueriesContext(connection) as queries:
+            text = page(admin_client, url_of(session))
+        counts.append(len(queries))
+    # On PostgreSQL contents are read in queries of their own, and ends of long results in another.
+    assert counts in ([11, 11], [12, 13])
+    assert len(text) < 500_000
+    assert "branch 40/40" in text
 
 
 def result_of(length, call_id="a", content=None):
