@@ -6,19 +6,25 @@ them; the others by the request's. With `by=ended` all go by when the answer end
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import timedelta
 
-from django.db import connection
 from django.db.models import Q
 from django.http import QueryDict
 from django.utils import timezone
 
-from qwenproxy.access.models import UpstreamAccount
 from requests_app.models import Response
 from requests_app.rollups import ERRORS
 from requests_app.windows import slot_of
-from sessions_app.chips import MAX_CHOICES, NOTHING, Chips, Filter, key_filter, row_id
+from sessions_app.chips import (
+    MAX_CHOICES,
+    NOTHING,
+    Chips,
+    Filter,
+    Menu,
+    key_filter,
+    named_menu,
+    row_id,
+)
 from sessions_app.paging import Sort
 
 DEFAULT_SPAN = "24h"
@@ -32,11 +38,14 @@ BY, ENDED = "by", "ended"
 _SECONDS = {"5": "over 5 s", "15": "over 15 s", "60": "over 60 s"}
 _STREAMED = {"1": "streamed", "0": "whole"}
 _PATHS = ("/v1/chat/completions", "/v1/completions")
-# Days of UTC of a month, and quarters of an hour of the last day, which is not added up yet.
+# The models used in the last 30 days, most used first: days of UTC, and quarters of an hour of the last day,
+# which is not added up yet.
 _USED_MODELS = """
-SELECT ref, CAST(SUM(n) AS bigint) FROM requests_app_usageslot
-WHERE (dim = 'dmodel' AND slot >= %s) OR (dim = 'model' AND slot >= %s)
-GROUP BY ref ORDER BY 2 DESC, ref LIMIT %s
+SELECT ref, ref, ROW_NUMBER() OVER (ORDER BY used DESC, ref) FROM (
+    SELECT ref, SUM(n) AS used FROM requests_app_usageslot
+    WHERE (dim = 'dmodel' AND slot >= %s) OR (dim = 'model' AND slot >= %s)
+    GROUP BY ref ORDER BY 2 DESC, ref LIMIT %s
+) models
 """
 
 
@@ -63,7 +72,7 @@ def model_filter(*, condition_path: str = "model", is_indexed: bool = True) -> F
     return Filter(
         "model",
         "Model",
-        lambda value: _models(),
+        Menu(_USED_MODELS, _used_lately),
         lambda value: Q((condition_path, value)),
         is_indexed=is_indexed,
         placeholder="Name of a model",
@@ -81,7 +90,13 @@ def request_filters() -> list[Filter]:
         ),
         model_filter(),
         key_filter(),
-        Filter("account", "Account", _accounts, _of_account, placeholder="Name of an account"),
+        Filter(
+            "account",
+            "Account",
+            named_menu("access_upstreamaccount"),
+            _of_account,
+            placeholder="Name of an account",
+        ),
         Filter("stream", "Stream", lambda value: _STREAMED.items(), _streamed),
         Filter("slower", "Duration", lambda value: _SECONDS.items(), _slower),
         Filter(
@@ -135,19 +150,6 @@ def _of_account(value: str) -> Q:
     return Q(account__name=value) if pk is None else Q(account=pk)
 
 
-def _accounts(value: str) -> Iterable[tuple[str, str]]:
-    rows = UpstreamAccount.objects.order_by("name").values_list("pk", "name")
-    pairs = [(str(pk), name) for pk, name in rows[: MAX_CHOICES + 1]]
-    pk = row_id(value)
-    if pk is None or any(value == choice for choice, _ in pairs):
-        return pairs
-    return pairs + [(value, name) for _, name in rows.filter(pk=pk)]
-
-
-def _models() -> list[tuple[str, str]]:
-    """The models used in the last 30 days, most used first."""
+def _used_lately(value: str) -> list[int]:
     now = timezone.now()
-    since = [slot_of(now - timedelta(days=days)) for days in (30, 1)]
-    with connection.cursor() as cursor:
-        cursor.execute(_USED_MODELS, [*since, MAX_CHOICES])
-        return [(ref, ref) for ref, _ in cursor.fetchall()]
+    return [*(slot_of(now - timedelta(days=days)) for days in (30, 1)), MAX_CHOICES]

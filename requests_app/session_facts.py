@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from django.db import connection
 from django.db.models import Count, Exists, Max, Min, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.lookups import GreaterThan
 
@@ -16,6 +17,16 @@ from requests_app.models import Request, Response
 from requests_app.rollups import ERRORS
 from sessions_app.models import Message
 
+_OF_MANY = """
+SELECT sums.session_id, sums.n, sums.errors, sums.sent, sums.got, last.model, (
+    SELECT COUNT(*) - COUNT(DISTINCT m.parent_id) FROM sessions_app_message m
+    WHERE m.session_id = sums.session_id
+) FROM (
+    SELECT session_id, COUNT(*) AS n, SUM(CASE WHEN status IN (%s, %s) THEN 1 ELSE 0 END) AS errors,
+        SUM(prompt_tokens) AS sent, SUM(completion_tokens) AS got, MAX(request_id) AS last_request
+    FROM requests_app_response WHERE session_id IN ({}) GROUP BY session_id
+) sums JOIN requests_app_request last ON last.id = sums.last_request
+"""
 _PLACE = ("request_id", "reply_id", "request__prompt_id")
 # A leaf has no child, and each other message is the parent of some.
 _BRANCHES = Count("id") - Count("parent", distinct=True)
@@ -37,17 +48,14 @@ class Facts:
 
 
 def facts_of_many(session_ids: Sequence[str]) -> dict[str, Facts]:
-    """The facts of the sessions of a page, with the last model alone; two queries."""
+    """The facts of the sessions of a page, with the last model alone; one query."""
     facts = {session_id: Facts() for session_id in session_ids}
-    rows = _sums(Response.objects.filter(session__in=session_ids).order_by().values("session_id"))
-    last_ids = []
-    for row in rows:
-        _add(facts[row["session_id"]], row)
-        last_ids.append(row["last_request"])
-    last = Request.objects.filter(pk__in=last_ids).annotate(branches=_branches("session_id"))
-    for session_id, model, branches in last.values_list("session_id", "model", "branches"):
-        facts[session_id].models = (model,)
-        facts[session_id].branches = branches or 0
+    if not facts:
+        return facts
+    with connection.cursor() as cursor:
+        cursor.execute(_OF_MANY.format(", ".join(["%s"] * len(facts))), [*ERRORS, *facts])
+        for session_id, n, errors, sent, got, model, branches in cursor.fetchall():
+            facts[session_id] = Facts(n, errors, sent, got, branches or 0, (model,))
     return facts
 
 

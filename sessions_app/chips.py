@@ -16,21 +16,27 @@ milliseconds since 1970.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 
+from django.db import connection
 from django.db.models import Q
 from django.http import QueryDict
 from django.utils import timezone
 
 from qwenproxy import display
-from qwenproxy.access.models import ApiKey
 from sessions_app.paging import MAX_INTEGER
 
 # Longer menus end in a field to write into.
 MAX_CHOICES = 50
+_NAMED = """
+SELECT CAST(id AS text), name, ROW_NUMBER() OVER (ORDER BY name, id) FROM (
+    SELECT id, name FROM {table} ORDER BY name, id LIMIT {limit}
+) named UNION ALL SELECT CAST(id AS text), name, {limit} + 1 FROM {table} WHERE id = %s
+"""
+_OF_MENU = "SELECT {at}, menu.* FROM ({menu}) menu"
 # No row has it.
 NOTHING = Q(pk__in=[])
 SEARCH = "q"
@@ -51,14 +57,24 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
+class Menu:
+    """Values of a filter and what people call them, from the database; up to `MAX_CHOICES` are shown."""
+
+    # Selects value, label and place: texts and a number. A value that comes again has its first place.
+    sql: str
+    # Of the SQL, for the value in use.
+    params: Callable[[str], Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
 class Filter:
     """A parameter of a list besides the time, and its chip."""
 
     name: str
     label: str
-    # Values and what people call them, most wanted first; at most two queries. Up to `MAX_CHOICES` are
-    # shown. It is given the value in use, or "".
-    choices: Callable[[str], Iterable[tuple[str, str]]]
+    # Values and what people call them, most wanted first, with no query; it is given the value in use, or
+    # "". Or where the database has them: the menus of all filters are read at once.
+    choices: Callable[[str], Iterable[tuple[str, str]]] | Menu
     # The rows of a value, which may be any text without NUL.
     condition: Callable[[str], Q]
     # An index holds it with the list's order: such rows are cheap to find and to count.
@@ -229,11 +245,18 @@ class Chips:
 
     @cached_property
     def shown(self) -> list[Chip]:
-        chips = [self._time_chip()]
-        for each in self._filters:
-            if each.name in self.values or not each.is_only_linked:
-                chips.append(self._chip(each))
-        return chips
+        """The chips in their order; one query."""
+        filters = [
+            each for each in self._filters if each.name in self.values or not each.is_only_linked
+        ]
+        menus = _read_menus(
+            [
+                (each.name, each.choices, self.values.get(each.name, ""))
+                for each in filters
+                if isinstance(each.choices, Menu)
+            ]
+        )
+        return [self._time_chip(), *(self._chip(each, menus) for each in filters)]
 
     def _time_chip(self) -> Chip:
         labels = {name: label for name, (label, _, _) in SPANS.items()} | {ALL_TIME: "all"}
@@ -244,9 +267,10 @@ class Chips:
         remove_url = self.url(SPAN, FROM, TO) if self._time else ""
         return Chip(SPAN, "Time", self.window.text, choices, remove_url)
 
-    def _chip(self, each: Filter) -> Chip:
+    def _chip(self, each: Filter, menus: Mapping[str, Sequence[tuple[str, str]]]) -> Chip:
         value = self.values.get(each.name, "")
-        pairs = list(each.choices(value))
+        found = each.choices
+        pairs = list(menus[each.name] if isinstance(found, Menu) else found(value))
         names = dict(pairs)
         choices = [
             Choice(_cut(label), self.url(**{each.name: choice}), choice == value)
@@ -297,7 +321,30 @@ def _cut(text: str) -> str:
     return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[: _MAX_SHOWN_CHARS - 1]}…"
 
 
+def _read_menus(menus: Sequence[tuple[str, Menu, str]]) -> dict[str, list[tuple[str, str]]]:
+    """Values and labels by filter, for names, menus and the values in use; one query for all."""
+    if not menus:
+        return {}
+    parts = [_OF_MENU.format(at=at, menu=menu.sql) for at, (_, menu, _) in enumerate(menus)]
+    params = [param for _, menu, value in menus for param in menu.params(value)]
+    with connection.cursor() as cursor:
+        cursor.execute(" UNION ALL ".join(parts), params)
+        rows = sorted(cursor.fetchall(), key=lambda row: (row[0], row[3]))
+    found: dict[str, dict[str, str]] = {name: {} for name, _, _ in menus}
+    for at, value, label, _ in rows:
+        found[menus[at][0]].setdefault(value, label)
+    return {name: list(labels.items()) for name, labels in found.items()}
+
+
 # Filters that several lists have.
+
+
+def named_menu(table: str) -> Menu:
+    """The rows of a table with `id` and `name`, by name; one beyond the menu that is in use with its name."""
+    return Menu(
+        _NAMED.format(table=table, limit=MAX_CHOICES + 1),
+        lambda value: [-1 if (pk := row_id(value)) is None else pk],
+    )
 
 
 def row_id(text: str) -> int | None:
@@ -310,7 +357,7 @@ def key_filter(*, is_indexed: bool = True) -> Filter:
     return Filter(
         "key",
         "API key",
-        _key_choices,
+        named_menu("access_apikey"),
         _of_key,
         is_indexed=is_indexed,
         placeholder="Name of a key",
@@ -320,13 +367,3 @@ def key_filter(*, is_indexed: bool = True) -> Filter:
 def _of_key(value: str) -> Q:
     pk = row_id(value)
     return Q(api_key__name=value) if pk is None else Q(api_key=pk)
-
-
-def _key_choices(value: str) -> list[tuple[str, str]]:
-    rows = ApiKey.objects.order_by("name", "pk").values_list("pk", "name")
-    pairs = [(str(pk), name) for pk, name in rows[: MAX_CHOICES + 1]]
-    pk = row_id(value)
-    if pk is None or any(value == choice for choice, _ in pairs):
-        return pairs
-    # Beyond the menu; its name is wanted all the same.
-    return pairs + [(value, name) for _, name in rows.filter(pk=pk)]

@@ -30,7 +30,7 @@ def stopped_after(limit_s: float | None = None) -> Iterator[None]:
     """Stop what is read within it after `limit_s` (None: `LIMIT_S`) and raise `Stopped`.
 
     On SQLite all queries together have that long, on PostgreSQL each of them. Read only: on PostgreSQL
-    it is a transaction, which `Stopped` rolls back.
+    it is a transaction, which is rolled back.
     """
     limit_s = LIMIT_S if limit_s is None else limit_s
     connection = connections[DEFAULT_DB_ALIAS]
@@ -64,25 +64,44 @@ def _on_sqlite(connection: BaseDatabaseWrapper, limit_s: float) -> Iterator[None
 
 @contextmanager
 def _on_postgresql(connection: BaseDatabaseWrapper, limit_s: float) -> Iterator[None]:
-    is_outermost = not connection.in_atomic_block
+    limit_ms = max(1, round(limit_s * 1000))
+    limited = _in_transaction if connection.in_atomic_block else _in_own_transaction
     try:
-        with transaction.atomic():
-            with connection.cursor() as cursor:
-                cursor.execute(
-                    "SELECT current_setting('statement_timeout'),"
-                    " set_config('statement_timeout', %s, true)",
-                    [str(max(1, round(limit_s * 1000)))],
-                )
-                before = cursor.fetchone()[0]
+        with limited(connection, limit_ms):
             yield
-            if not is_outermost:
-                # It would hold for the rest of the transaction around this one.
-                with connection.cursor() as cursor:
-                    cursor.execute("SELECT set_config('statement_timeout', %s, true)", [before])
     except OperationalError as exc:
         if _code(exc) == _CANCELED:
             raise Stopped from exc
         raise
+
+
+@contextmanager
+def _in_own_transaction(connection: BaseDatabaseWrapper, limit_ms: int) -> Iterator[None]:
+    # Django's own would be a statement more: here the limit goes with the BEGIN. Of a transaction, since
+    # a pool may give the next one another connection.
+    with connection.cursor() as cursor:
+        cursor.execute(f"BEGIN READ ONLY; SET LOCAL statement_timeout = {limit_ms:d}")
+    try:
+        yield
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("ROLLBACK")
+
+
+@contextmanager
+def _in_transaction(connection: BaseDatabaseWrapper, limit_ms: int) -> Iterator[None]:
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT current_setting('statement_timeout'),"
+                " set_config('statement_timeout', %s, true)",
+                [str(limit_ms)],
+            )
+            before = cursor.fetchone()[0]
+        yield
+        # It would hold for the rest of the transaction around this one.
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('statement_timeout', %s, true)", [before])
 
 
 def _code(exc: BaseException) -> str | None:

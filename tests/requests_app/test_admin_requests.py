@@ -10,11 +10,14 @@ import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Group, User
 from django.db import connection
+from django.db.models.expressions import RawSQL
+from django.db.models.lookups import GreaterThan
 from django.test.utils import CaptureQueriesContext
 
 from qwenproxy.access import staff
 from requests_app.models import Request
 from requests_app.waterfall import draw
+from sessions_app.admin import RecordAdmin
 from sessions_app.guard import Stopped
 from tests.factories import START_MS, make_account, make_line, make_session, make_turn
 
@@ -213,6 +216,32 @@ def test_a_forged_id_is_not_found(admin_client, path):
 def test_forged_parameters_show_the_page(admin_client, query):
     query = {name: value.encode("utf-8", "surrogatepass") for name, value in query.items()}
     assert "<h1" in page(admin_client, url_of(make_turn(make_session())), **query)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    "url", [f"{LIST}?span=all&path=/x", "/admin/sessions_app/session/?errors=1"]
+)
+def test_a_filter_that_matches_nothing_is_stopped_by_the_database(admin_client, monkeypatch, url):
+    """The database itself is slow: its own limit stops it, and the connection goes on working."""
+    make_turn(make_session())
+    slow = {
+        "sqlite": "(WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT COUNT(*) FROM n)",
+        "postgresql": "(SELECT 1 FROM pg_sleep(60))",
+    }
+    endless = RawSQL(slow[connection.vendor], [])  # of the test
+    rows = RecordAdmin.get_queryset
+
+    def slowly(self, request):
+        return rows(self, request).filter(GreaterThan(endless, 0))
+
+    monkeypatch.setattr("sessions_app.guard.LIMIT_S", 0.1)
+    monkeypatch.setattr(RecordAdmin, "get_queryset", slowly)
+    text = page(admin_client, url)
+    assert "Search stopped after 1 s; narrow the time." in text
+    monkeypatch.undo()
+    assert "Search stopped" not in page(admin_client, url)
+    assert make_turn(make_session()).pk
 
 
 def test_a_search_that_takes_too_long_says_so(admin_client, monkeypatch):
