@@ -175,7 +175,7 @@ class KeepMetadata(Keep):
         return replace(
             self._keep.opening(opening),
             title="",
-            parameters=self._figures(opening.parameters),
+            parameters=bare_parameters(opening.parameters),
             system=None,
             tools=None,
         )
@@ -193,10 +193,8 @@ class KeepMetadata(Keep):
             reply=reply and Node(reply.digest, {"role": reply.role}),
             reasoning="",
             error_message=closing.error_code,
-            upstream_response=_without(
-                closing.upstream_response, "raw_text", "refused", "logprobs", "error_body"
-            ),
-            attempts=self._without_messages(closing.attempts),
+            upstream_response=bare_upstream_response(closing.upstream_response),
+            attempts=bare_attempts(closing.attempts),
             sent=sent and _bare(sent),
         )
 
@@ -206,25 +204,63 @@ class KeepMetadata(Keep):
     def feed(self) -> Feed:
         return _without_content
 
-    @staticmethod
-    def _figures(parameters: str) -> str:
-        """Members that are numbers, true or false: `temperature`, `max_tokens`, `stream`."""
-        found = json.loads_text(parameters)
-        assert isinstance(found, dict)
-        return json.dumps_text(
-            {name: value for name, value in found.items() if isinstance(value, int | float)}
-        )
 
-    @staticmethod
-    def _without_messages(attempts: str) -> str:
-        found = json.loads_text(attempts)
-        assert isinstance(found, list)
-        kept: list[JSONValue] = [
-            {**attempt, "cause": code_of(attempt.get("cause"))}
-            for attempt in found
-            if isinstance(attempt, dict)
+# The columns of a turn without content, from those with it. Of bare ones they change nothing.
+
+
+def bare_parameters(parameters: str) -> str:
+    """Members that are numbers, true or false: `temperature`, `max_tokens`, `stream`."""
+    found = json.loads_text(parameters)
+    assert isinstance(found, dict)
+    return json.dumps_text(
+        {name: value for name, value in found.items() if isinstance(value, int | float)}
+    )
+
+
+def bare_attempts(attempts: str) -> str:
+    found = json.loads_text(attempts)
+    assert isinstance(found, list)
+    kept: list[JSONValue] = [
+        {**attempt, "cause": code_of(attempt.get("cause"))}
+        for attempt in found
+        if isinstance(attempt, dict)
+    ]
+    return json.dumps_text(kept)
+
+
+def bare_upstream_response(upstream_response: str) -> str:
+    return _without(upstream_response, "raw_text", "refused", "logprobs", "error_body")
+
+
+def bare_upstream_request(upstream_request: str) -> str:
+    if not upstream_request:
+        return upstream_request
+    found = json.loads_text(upstream_request)
+    assert isinstance(found, dict)
+    request = found["request"]
+    assert isinstance(request, dict)
+    kept: JSONObject = {"model": request.get("model")}
+    return json.dumps_text({"request": kept, "first_message": found["first_message"]})
+
+
+def bare_content(role: str, content: str) -> str:
+    """Of a stored message: nothing but what its files are."""
+    message = history.decode_content(role, content)
+    if is_bare(message):
+        return content
+    parts = message.get("content")
+    files: list[JSONValue] = []
+    if isinstance(parts, list):
+        files = [
+            found
+            for part in parts
+            if not attachments.is_text(part)
+            for found in attachments.references(part)
         ]
-        return json.dumps_text(kept)
+    bare: JSONObject = {"role": role}
+    if files:
+        bare[attachments.FILES] = files
+    return history.encode_content(bare)
 
 
 def _without(upstream_response: str, *names: str) -> str:

@@ -83,7 +83,8 @@ class Request(models.Model):
         UpstreamAccount, null=True, on_delete=models.SET_NULL, db_index=False
     )
     created_at = models.DateTimeField()
-    # What was kept of the content: the key's setting when the request came (`access.models.Recorded`).
+    # What is kept of the content: the key's setting when the request came (`access.models.Recorded`), or
+    # `access.models.REMOVED`.
     recorded = models.CharField(max_length=12, default="everything", db_default="everything")
     # SHA-256 of the text that went upstream.
     upstream_text_digest = models.BinaryField(max_length=32, null=True)
@@ -196,7 +197,8 @@ class UsageSlot(models.Model):
 
     pk = models.CompositePrimaryKey("dim", "slot", "ref", "status")
     # total, model, key, account, error; with h and d of the hour and the day that begin with the slot, with
-    # a minus sign what of it is of deleted sessions. stale: the slot is to be counted again.
+    # a minus sign what of it is of deleted sessions. stale: the slot is to be counted again. removed, pruned and
+    # size: see `requests_app.prunings`.
     dim = models.CharField(max_length=8)
     # Seconds since 1970, divided by 900.
     slot = models.IntegerField()

@@ -410,6 +410,11 @@ def _merge(cursor: CursorWrapper, smaller: str, larger: str, slot: int) -> None:
         cursor.execute(_MERGE_LATENCY, [larger + dim, slot, smaller + dim, *span])
 
 
+def add_rows(cursor: CursorWrapper, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Add to rows of `UsageSlot`, in the order of its columns."""
+    cursor.executemany(_INSERT_USAGE + _ADD_USAGE, rows)
+
+
 # What comes late, and what goes.
 
 

@@ -18,6 +18,10 @@ class Recorded(models.TextChoices):
     METADATA = "metadata", "no content"
 
 
+# Of a request, in the place of the above: its content was on record, and its time is over.
+REMOVED = "removed"
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a key may use, in the units of `ApiKey`'s columns; null: no limit."""
