@@ -1,6 +1,6 @@
 """The ASGI application: lean handler under /v1 and /api, Django's own for the rest, start and stop of both.
 
-Start: recorder (which settles what dead processes left), HTTP client, routing, upkeep of accounts. Stop:
+Start: recorder (which settles what dead processes left), HTTP client, routing, upkeep of accounts, retention. Stop:
 no new turns, running ones drain until the deadline, the recorder goes last.
 """
 
@@ -37,6 +37,7 @@ from qwenproxy.proxy.upstreams import make_upstream  # noqa: E402
 from qwenproxy.schema.state import read_state  # noqa: E402
 from qwenproxy.upstream.http import open_client  # noqa: E402
 from requests_app.recorder import Recorder  # noqa: E402
+from requests_app.retention_task import Retention  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -114,12 +115,15 @@ class Application:
         routing.start()
         upkeep = Upkeep(routing.make_upstream)
         upkeep.start()
-        gateway = self.gateway = Gateway(recorder, routing, _turn_settings())
+        retention = Retention()
+        retention.start()
+        gateway = self.gateway = Gateway(recorder, routing, _turn_settings(), retention)
 
         async def stop() -> None:
             late = await gateway.drain(settings.DRAIN_TIMEOUT_S)
             if late:
                 logger.warning("%d answers were interrupted by the shutdown", late)
+            await retention.stop()
             await upkeep.stop()
             await routing.stop()
             await recorder.stop()

@@ -71,6 +71,10 @@ async def show_metrics(request: LeanRequest) -> HttpResponse:
         metrics.RUNNING.set(gateway.running)
         metrics.RECORDER_QUEUE.set(gateway.recorder.queued)
         metrics.UNRECORDED.set(gateway.recorder.unrecorded)
+        for kind, removed in gateway.retention.removed.items():
+            metrics.RETENTION_SESSIONS.labels(kind).set(removed.sessions)
+            metrics.RETENTION_BYTES.labels(kind).set(removed.bytes)
+        metrics.RETENTION_LAST_RUN.set(gateway.retention.last_run)
         metrics.ACCOUNT_STATE.clear()
         for lane in gateway.routing.lanes:
             metrics.ACCOUNT_STATE.labels(lane.upstream.account.name, lane.health.state).set(1)

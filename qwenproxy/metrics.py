@@ -47,6 +47,18 @@ ACCOUNT_STATE = Gauge(
 UNRECORDED = Gauge(
     "qwenproxy_unrecorded_answers", "Answers whose session was deleted while they ran."
 )
+RETENTION_SESSIONS = Gauge(
+    "qwenproxy_retention_sessions",
+    "Sessions whose content (content), or all of which (record), this process has removed.",
+    ["kind"],
+)
+RETENTION_BYTES = Gauge(
+    "qwenproxy_retention_bytes", "Bytes of texts and files that this process has removed.", ["kind"]
+)
+RETENTION_LAST_RUN = Gauge(
+    "qwenproxy_retention_last_run_timestamp_seconds",
+    "When this process last came to the end of a run; 0: not yet.",
+)
 SCHEMA_PENDING = Gauge("schema_pending", "Migrations that are not applied.")
 SCHEMA_LAST_RUN_SECONDS = Gauge(
     "schema_last_run_seconds", "How long the last change of the schema took."

@@ -133,7 +133,7 @@ class Pruning:
     removed: dict[Kind, Removed] = field(
         default_factory=lambda: {"content": Removed(), "record": Removed()}
     )
-    _rows: float = _ROWS[0]
+    _rows: float = field(default_factory=lambda: _ROWS[0])
     # That are used, pinned or running after all: the rest of them stays as it is.
     _left_alone: set[str] = field(default_factory=set)
 

@@ -12,6 +12,7 @@ from qwenproxy.access.auth import KeyInfo
 from qwenproxy.proxy.routing import Routing
 from qwenproxy.wire.redaction import Redaction
 from requests_app.recorder import Recorder
+from requests_app.retention_task import Retention
 
 if TYPE_CHECKING:
     from qwenproxy.proxy.turn import Turn
@@ -48,6 +49,7 @@ class Gateway:
     recorder: Recorder
     routing: Routing
     settings: TurnSettings
+    retention: Retention = field(default_factory=Retention)
     # Web chats with a running turn of this process.
     busy_chats: set[str] = field(default_factory=set)
     # No new turns are taken.
