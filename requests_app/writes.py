@@ -20,7 +20,8 @@ from django.db.models import Model
 
 from qwenproxy.access.models import Limits, UpstreamAccount
 from qwenproxy.transaction import Transaction
-from qwenproxy.wire import json
+from qwenproxy.wire import attachments, json
+from qwenproxy.wire.attachments import File
 from qwenproxy.wire.events import Event, Sent, pack
 from qwenproxy.wire.history import Node
 from requests_app.keeping import KEEP, Keep
@@ -188,13 +189,24 @@ FROM {_table(Message)} p WHERE p.session_id = %s AND p.digest = %s
 ON CONFLICT (session_id, digest) DO NOTHING
 """
 
+# Messages of sessions whose content was removed, in the form that `keeping.bare_content` gives.
+_BARE = f"""
+SELECT m.session_id, m.digest FROM {_table(Message)} m JOIN {_table(Session)} s ON s.id = m.session_id
+WHERE s.id IN ({{marks}}) AND s.content_removed_at IS NOT NULL
+ AND (m.content = %s OR m.content LIKE %s)
+"""
+_BARE_FORMS = ("{}", f'{{"{attachments.FILES}":%')
+_MESSAGE_FILL = f"UPDATE {_table(Message)} SET content = %s WHERE session_id = %s AND digest = %s"
+
 _REPLY_FIELDS = ("upstream_chat", "upstream_id", "upstream_parent_id")
 _REPLY_COLUMNS = f"{_MESSAGE_COLUMNS}, {_columns(Message, _REPLY_FIELDS)}"
 _CHAT_OF_REPLY = f"(SELECT id FROM {_table(UpstreamChat)} WHERE account_id = %s AND chat_id = %s)"
 _REPLY_UPSERT = """
 ON CONFLICT (session_id, digest) DO UPDATE SET given = excluded.given,
  upstream_chat_id = excluded.upstream_chat_id, upstream_id = excluded.upstream_id,
- upstream_parent_id = excluded.upstream_parent_id
+ upstream_parent_id = excluded.upstream_parent_id,
+ content = CASE WHEN sessions_app_message.content = '{}' THEN excluded.content
+  ELSE sessions_app_message.content END
 """
 _REPLY_BELOW = f"""
 INSERT INTO {_table(Message)} ({_REPLY_COLUMNS})
@@ -304,6 +316,7 @@ def open_turns(tx: Transaction, turns: Sequence[Opening], *, worker_id: str) -> 
     pairs = [(turns[i], opened[i]) for i in order]
     tx.executemany(_SESSION_UPSERT, [_session_row(tx, turn, o) for turn, o in pairs])
     new = _new_messages(tx, pairs)
+    _fill_again(tx, pairs, new)
     _insert_blobs(tx, turns, new.blobs)
     _insert_lines(tx, new)
     count = tx.executemany(_REQUEST_INSERT, [_request_row(tx, turn, o) for turn, o in pairs])
@@ -369,6 +382,12 @@ class _NewMessages:
     blobs: dict[tuple[int, bytes], tuple[Opening, BlobText]] = field(default_factory=dict)
     links: set[tuple[str, bytes, int, bytes]] = field(default_factory=set)
 
+    def add_files(self, turn: Opening, opened: Opened, node: Node, files: Sequence[File]) -> None:
+        for file in files:
+            blob = BlobText(file.digest, "file", file.body)
+            self.blobs[turn.api_key_id, file.digest] = (turn, blob)
+            self.links.add((opened.session_id, node.digest, turn.api_key_id, file.digest))
+
 
 def _new_messages(tx: Transaction, pairs: Sequence[tuple[Opening, Opened]]) -> _NewMessages:
     new = _NewMessages()
@@ -385,11 +404,34 @@ def _new_messages(tx: Transaction, pairs: Sequence[tuple[Opening, Opened]]) -> _
                 new.first.append(row)
             else:
                 new.below.append((*row, opened.session_id, turn.line[position - 1].digest))
-            for file in files:
-                blob = BlobText(file.digest, "file", file.body)
-                new.blobs[turn.api_key_id, file.digest] = (turn, blob)
-                new.links.add((opened.session_id, node.digest, turn.api_key_id, file.digest))
+            new.add_files(turn, opened, node, files)
     return new
+
+
+def _fill_again(
+    tx: Transaction, pairs: Sequence[tuple[Opening, Opened]], new: _NewMessages
+) -> None:
+    """Put the content that a client sends again back where it was removed (`requests_app.content_removal`).
+
+    The sessions are locked by now: what is not marked as removed stays.
+    """
+    old = {opened.session_id for _, opened in pairs if opened.resolution.may_be_bare}
+    if not old:
+        return
+    marks = ", ".join([_MARK] * len(old))
+    tx.execute(_BARE.format(marks=marks), [*sorted(old), *_BARE_FORMS])
+    bare: dict[str, set[bytes]] = {}
+    for session_id, digest in tx.fetchall():
+        bare.setdefault(session_id, set()).add(bytes(digest))
+    rows = []
+    for turn, opened in pairs:
+        for node in turn.line:
+            if node.digest in bare.get(opened.session_id, ()):
+                content, files = turn.keep.message(node)
+                rows.append((content, opened.session_id, node.digest))
+                new.add_files(turn, opened, node, files)
+    if rows:
+        tx.executemany(_MESSAGE_FILL, sorted(rows, key=lambda row: (row[1], row[2])))
 
 
 def _insert_blobs(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from qwenproxy.transaction import Transaction
@@ -22,6 +22,8 @@ Match = Literal["explicit", "continued", "forked", "imported", "new"]
 _NAMESPACE = uuid.UUID("6f2d1a58-6d0f-4c59-9a37-0c9e4f2b7c11")
 # Probes per statement: below SQLite's limit on bound variables.
 _PROBES = 500
+# After its last use a session keeps its content for so long, whatever is set.
+_SURELY_KEPT = timedelta(days=1)
 # Answers of the same digest that are looked at, newest first; the second number where the first few
 # all belong to conversations that went on: so many may begin alike at a time and stay apart.
 _CANDIDATES, _ALL_CANDIDATES = 16, 256
@@ -50,6 +52,8 @@ class Resolution:
     # Index of the deepest given answer of the line, -1 where none is known.
     answer: int = -1
     chat: KnownChat | None = None
+    # What is stored of it may have lost its content: the session was, or may just now be, too old.
+    may_be_bare: bool = False
 
 
 def explicit_session_id(api_key_id: int, user_id: str | None, external_id: str) -> str:
@@ -94,6 +98,7 @@ def resolve(
         stored=found.index + 1,
         answer=found.index,
         chat=found.chat,
+        may_be_bare=found.may_be_bare,
     )
 
 
@@ -105,11 +110,12 @@ class _Answer:
     continued: bool
     same_context: bool
     chat: KnownChat | None
+    may_be_bare: bool
 
 
 _FIND = """
-SELECT m.session_id, s.context_digest, m.upstream_id, m.upstream_parent_id,
-       c.chat_id, c.account_id, c.model, c.context_digest,
+SELECT m.session_id, s.context_digest, s.content_removed_at IS NOT NULL OR s.last_accessed < %s,
+       m.upstream_id, m.upstream_parent_id, c.chat_id, c.account_id, c.model, c.context_digest,
        EXISTS (SELECT 1 FROM sessions_app_message child WHERE child.parent_id = m.id)
 FROM sessions_app_message m
 JOIN sessions_app_session s ON s.id = m.session_id
@@ -136,7 +142,7 @@ def _find_answer(
 
     def best(index: int, limit: int) -> _Answer | None:
         digest = line[index].digest
-        tx.execute(sql, [tx.time(now), digest, *params, limit])
+        tx.execute(sql, [tx.time(now - _SURELY_KEPT), tx.time(now), digest, *params, limit])
         rows = tx.fetchall()
         found = [
             _answer(index, row, context_digest, is_claimed=(row[0], digest) in claimed)
@@ -170,7 +176,9 @@ def _owner(user_id: str | None, session_id: str | None) -> tuple[str, list[str]]
 
 
 def _answer(index: int, row: Sequence[Any], context_digest: bytes, *, is_claimed: bool) -> _Answer:
-    session_id, session_context, upstream_id, upstream_parent_id, *chat, continued = row
+    session_id, session_context, may_be_bare, upstream_id, upstream_parent_id, *chat, continued = (
+        row
+    )
     known = None
     if chat[0] is not None and upstream_id is not None:
         chat_id, account_id, model, chat_context = chat
@@ -183,6 +191,7 @@ def _answer(index: int, row: Sequence[Any], context_digest: bytes, *, is_claimed
         bool(continued) or is_claimed,
         bytes(session_context) == context_digest,
         known,
+        bool(may_be_bare),
     )
 
 
@@ -242,6 +251,7 @@ def _resolve_explicit(
         found = _find_answer(
             tx, line, answers, user_id=user_id, context_digest=context_digest, now=now
         )
+    is_of_session = found is not None and found.session_id == session_id
     deepest = _deepest_stored(
         tx, line, range(len(line)), "m.session_id = %s", [session_id], join=False
     )
@@ -251,4 +261,6 @@ def _resolve_explicit(
         stored=0 if deepest is None else deepest + 1,
         answer=-1 if found is None else found.index,
         chat=None if found is None else found.chat,
+        # Of a session that is known by its questions alone, nothing is known.
+        may_be_bare=found.may_be_bare if is_of_session and found else deepest is not None,
     )

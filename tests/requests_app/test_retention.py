@@ -11,13 +11,24 @@ from django.db.models import Sum
 from qwenproxy.access.models import ApiKey
 from qwenproxy.wire import json
 from qwenproxy.wire.attachments import FILES
+from qwenproxy.wire.history import decode_content
 from requests_app.keeping import KEEP, KeepMetadata
 from requests_app.models import Blob, MessageFile, Request, Response, UsageSlot
 from requests_app.prunings import Removed, growth, last_run, measure, note_run, read_removed
+from requests_app.records import load_request
 from requests_app.retention import Periods, Pruning, due, estimate, plans
 from sessions_app.models import Message, Session
 from tests.factories import make_api_key, make_line, make_message, make_session, make_turn
-from tests.turns import close_all, make_closing, make_opening, make_worker, open_all, user
+from tests.turns import (
+    assistant,
+    close_all,
+    make_closing,
+    make_opening,
+    make_worker,
+    open_all,
+    take_turn,
+    user,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -294,3 +305,34 @@ def test_growth_is_measured_from_day_to_day(monkeypatch):
     found = growth(NOW + timedelta(days=4))
     assert found is not None
     assert (found.bytes_a_day, found.days) == (1000, 4)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("external_id", [None, "mine"])
+def test_a_client_that_sends_its_history_again_goes_on_and_it_is_recorded_again(external_id):
+    make_worker()
+    api_key = make_api_key()
+    picture = user([{"type": "image_url", "image_url": {"url": IMAGE}}])
+    before = {"created_at": NOW - timedelta(days=50), "external_id": external_id}
+    closing = {"completed_at": NOW - timedelta(days=50)}
+    first = take_turn(api_key, picture, answer="a", closing=closing, **before)
+    other = take_turn(
+        api_key, picture, assistant("a"), user("b"), answer="c", closing=closing, **before
+    )
+    assert first.session_id == other.session_id
+    assert prune(content_days=10)["content"].sessions == 1
+    assert not Blob.objects.exists()
+    again = take_turn(
+        api_key, picture, assistant("a"), user("b"), answer="c",
+        created_at=NOW, external_id=external_id, closing={"completed_at": NOW},
+    )  # fmt: skip
+    assert again.session_id == first.session_id
+    rows = Message.objects.order_by("position").values_list("role", "content")
+    assert [decode_content(*row) for row in rows[1:]] == [assistant("a"), user("b"), assistant("c")]
+    assert Message.objects.count() == 4
+    old, _, new = (load_request(request.pk) for request in Request.objects.order_by("id"))
+    assert new["recorded"] == "everything"
+    assert new["openai_request"]["messages"] == [picture, assistant("a"), user("b")]
+    assert new["response"]["openai_response"]["choices"][0]["message"]["content"] == "c"
+    assert (old["recorded"], old["openai_request"]) == ("removed", None)
+    assert old["response"]["openai_response"] is None
