@@ -138,6 +138,12 @@ class GatewayAdminSite(AdminSite):
             "reporting_zone": str(settings.REPORTING_ZONE),
         }
 
+    def get_app_list(
+        self, request: HttpRequest, app_label: str | None = None
+    ) -> list[dict[str, Any]]:
+        # Of all models: every page would ask for it, and shows `NAVIGATION` instead.
+        return [] if app_label is None else super().get_app_list(request, app_label)
+
     def index(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> TemplateResponse:

@@ -213,9 +213,20 @@ class Reader:
         self, window: Window, interval: Interval, zone: tzinfo, metric: Metric
     ) -> list[Latency]:
         """Percentiles of each point that `series` gives for the same arguments; raises as it."""
+        return self.latency_points(window, interval, zone, metric)[1]
+
+    def latency_points(
+        self, window: Window, interval: Interval, zone: tzinfo, metric: Metric
+    ) -> tuple[Latency, list[Latency]]:
+        """`latency` and `latency_series` at once; raises as they do."""
         grid = Grid(window, interval, zone)
         found = self._buckets(grid, metric, "total")
-        return [Latency.of(found.get((index, ""), {})) for index in range(len(grid.spans))]
+        whole: defaultdict[int, int] = defaultdict(int)
+        for buckets in found.values():
+            for bucket, n in buckets.items():
+                whole[bucket] += n
+        points = [Latency.of(found.get((index, ""), {})) for index in range(len(grid.spans))]
+        return Latency.of(whole), points
 
     # How they are read.
 
@@ -270,8 +281,12 @@ class Reader:
             with connection.cursor() as cursor:
                 cursor.execute(select.over(len(parts)), values)
                 rows = cursor.fetchall()
+            # Few points, and many rows of each.
+            indexes = {
+                quotient: grid.index(stretch, quotient) for quotient in {row[0] for row in rows}
+            }
             for quotient, *row in rows:
-                yield (grid.index(stretch, quotient), *row)
+                yield (indexes[quotient], *row)
 
     def _counted(self) -> Cells:
         """What is not rolled yet, from the record."""
