@@ -106,14 +106,15 @@ def read_groups(start: datetime, end: datetime) -> Found:
         rows = cursor.fetchall()
     for code, model, account_id, at, count, first, last, sample_id, _ in rows:
         place = (code, model, account_id)
-        group = groups.setdefault(
-            place, ErrorGroup(*place, first=_moment(first), last=_moment(last))
-        )
+        group = groups.get(place)
+        if group is None:
+            group = groups[place] = ErrorGroup(*place, first=first, last=last)
         group.count += count
         group.slots[max(0, min(at, SLOTS - 1))] += count
-        group.first = min(group.first, _moment(first))
-        group.last = max(group.last, _moment(last))
+        group.first, group.last = min(group.first, first), max(group.last, last)
         group.sample_id = max(group.sample_id, sample_id)
+    for group in groups.values():
+        group.first, group.last = _moment(group.first), _moment(group.last)
     in_all = rows[0][-1] if rows else 0
     ordered = sorted(groups.values(), key=lambda group: (-group.count, group.code, group.model))
     return Found(ordered[:MAX_GROUPS], min(in_all, MAX_ROWS), in_all > MAX_ROWS)
