@@ -8,14 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.text import Truncator
@@ -29,6 +30,7 @@ from requests_app.conversation import load_conversation
 from requests_app.deletion import delete_session_rows
 from requests_app.request_filters import ANY_ERROR, DEFAULT_SPAN, model_filter
 from sessions_app.admin import KeysetChangeList, RecordAdmin, begins_with
+from sessions_app.api import set_pinned
 from sessions_app.chips import NOTHING, Chips, Filter, key_filter
 from sessions_app.models import Session
 from sessions_app.paging import Sort
@@ -62,7 +64,10 @@ class SessionAdmin(PageAdmin):
         "duration",
     )
     list_display_links = ("beginning",)
-    list_columns = ("title", "api_key__name", "created_at", "last_accessed")
+    list_columns = (
+        "title", "api_key__name", "created_at", "last_accessed", "content_removed_at", "pinned_at",
+    )  # fmt: skip
+    actions = ("pin", "unpin")
     list_select_related = ("api_key",)
     search_fields = ("id",)
     search_help_text = "A session's id or its beginning, the client's own id, the start of a title"
@@ -192,6 +197,31 @@ class SessionAdmin(PageAdmin):
         }
         return self.page(request, row, context)
 
+    def has_pin_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm(staff.CHANGE_SESSIONS)
+
+    @admin.action(description="Pin the selected sessions: they do not expire", permissions=["pin"])
+    def pin(self, request: HttpRequest, queryset: QuerySet[Session]) -> None:
+        self._set_pinned(request, queryset, timezone.now())
+
+    @admin.action(
+        description="Unpin the selected sessions: they expire as their keys say",
+        permissions=["pin"],
+    )
+    def unpin(self, request: HttpRequest, queryset: QuerySet[Session]) -> None:
+        self._set_pinned(request, queryset, None)
+
+    def _set_pinned(
+        self, request: HttpRequest, queryset: QuerySet[Session], at: datetime | None
+    ) -> None:
+        done = "unpinned" if at is None else "pinned"
+        changed = [
+            session for session in queryset if set_pinned(Session.objects.filter(pk=session.pk), at)
+        ]
+        for session in changed:
+            self.log_change(request, session, f"{done.capitalize()}.")
+        self.message_user(request, f"{len(changed)} {done}.", messages.SUCCESS)
+
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         # Past RecordAdmin, which has none.
         return super(RecordAdmin, self).has_delete_permission(request, obj)
@@ -214,7 +244,8 @@ class SessionAdmin(PageAdmin):
 
 
 def _title(session: Session) -> str:
-    return Truncator(" ".join(json.plain(session.title).split())).chars(80) or _NO_TITLE
+    none = "(content removed)" if session.content_removed_at is not None else _NO_TITLE
+    return Truncator(" ".join(json.plain(session.title).split())).chars(80) or none
 
 
 def _requests_url(session: Session) -> str:

@@ -11,9 +11,11 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-from qwenproxy.access.models import Recorded
+from qwenproxy import display
+from qwenproxy.access.models import REMOVED, Recorded
 from qwenproxy.wire.json import JSONValue
 from qwenproxy.wire.redaction import PLACEHOLDER, compile_rules
 from requests_app.conversation_blocks import MAX_CHARS, pretty, size
@@ -76,6 +78,8 @@ def _panel(record: Mapping[str, Any], name: str, hidden: str, is_whole: bool) ->
 
 
 def _why_missing(record: Mapping[str, Any], name: str) -> str:
+    if record["recorded"] == REMOVED:
+        return f"Removed on {_day(record['content_removed_at'])}: its time was over."
     if record["recorded"] != Recorded.EVERYTHING:
         return "Not recorded: the API key kept no content when this request came."
     if name == "openai_request":
@@ -92,6 +96,10 @@ def _why_missing(record: Mapping[str, Any], name: str) -> str:
         "interrupted": "Lost: the process that answered ended before anything of the answer was stored.",
         "cancelled": "The client left before anything of the answer came.",
     }.get(str(response.get("status")), "The answer holds nothing.")
+
+
+def _day(ms: int) -> str:
+    return display.local_text(datetime.fromtimestamp(ms / 1000, UTC), "%Y-%m-%d")
 
 
 def as_file(body: JSONValue) -> bytes:

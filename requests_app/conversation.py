@@ -19,7 +19,7 @@ from django.db.models.functions import RowNumber
 from qwenproxy.wire import json
 from qwenproxy.wire.history import text_of
 from requests_app.arrived import load_arrived
-from requests_app.conversation_blocks import Block, Cutter, Fold, Reader, pretty, size
+from requests_app.conversation_blocks import NOT_RECORDED, Block, Cutter, Fold, Reader, pretty, size
 from requests_app.models import Request, Response
 from sessions_app.heads import load_heads
 from sessions_app.models import Message, Session
@@ -98,15 +98,16 @@ def load_conversation(
     page = start if way is None or start is not None else way.position
     way = way or _newest_way(session)
     cutter = Cutter(shown)
+    missing = f"({session.removal})" if session.removal else NOT_RECORDED
     if way is None:
-        blocks = Reader(cutter, _answers(session, []), {}).failures(None)
+        blocks = Reader(cutter, _answers(session, []), {}, missing=missing).failures(None)
         return Line(blocks, _head(session, cutter), None, 0, 0, 0)
     # Beyond the end: the last page.
     start = min(page or 0, way.leaf_position) // PAGE_MESSAGES * PAGE_MESSAGES
     line = _page(way.leaf_id, start)
     forks = load_forks(session.pk, line) if way.branches > 1 else {}
     heads = load_heads(line, _asked_for(shown, line))
-    blocks = Reader(cutter, _answers(session, line), forks).read(heads)
+    blocks = Reader(cutter, _answers(session, line), forks, missing=missing).read(heads)
     # System and tools stand at the beginning.
     head = _head(session, cutter) if start == 0 else []
     return Line(blocks, head, way.leaf_id, start, way.leaf_position + 1, way.branches)

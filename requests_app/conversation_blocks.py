@@ -33,7 +33,7 @@ MAX_CHARS = 64_000
 _MAX_PAGE_CHARS = 500_000
 _BEGINNING_CHARS = 4000
 _MAX_SUMMARY_CHARS = 90
-_NOT_RECORDED = "(not recorded: the API key keeps no content)"
+NOT_RECORDED = "(not recorded: the API key keeps no content)"
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _TOOL_ROLES = ("tool", "function")
 STILL_COMING = "The answer is still coming."
@@ -156,10 +156,14 @@ class Reader:
         cutter: Cutter,
         answers: Mapping[int | None, Sequence[Mapping[str, Any]]],
         forks: Mapping[int, Fork],
+        *,
+        missing: str = NOT_RECORDED,
     ) -> None:
         self._cutter = cutter
         self._answers = answers
         self._forks = forks
+        # In the place of content.
+        self._missing = missing
 
     def read(self, line: Sequence[Head]) -> list[Block]:
         blocks: list[Block] = []
@@ -197,7 +201,7 @@ class Reader:
         name = f"m{message.pk}"
         block = Block("user", message.role.capitalize(), name, fork=self._forks.get(message.pk))
         # The form in which `keeping.KeepMetadata` stores a message.
-        text = _NOT_RECORDED if is_bare(body) else text_of(body)
+        text = self._missing if is_bare(body) else text_of(body)
         if message.role in _TOOL_ROLES:
             cut_from = message.cut_from
             fold = self._cutter.fold(
@@ -283,7 +287,7 @@ class Reader:
         texts = [("Arguments", self._cutter.text(written, f"{name}-a"))]
         result, length = _take(call.get("id"), results), ""
         if result is not None:
-            text = _NOT_RECORDED if is_bare(result.body) else _result_text(result.body)
+            text = self._missing if is_bare(result.body) else _result_text(result.body)
             texts.append(("Result", self._cutter.text(text, f"{name}-r", result.cut_from)))
             length = size(text, result.cut_from)
         label = Truncator(json.plain(str(function.get("name")))).chars(60)
@@ -307,7 +311,7 @@ class Reader:
         kind = "error" if row["status"] in ERRORS else "note"
         text = self._cutter.text(row["error_message"] or "No answer was recorded.", anchor)
         if row["request__recorded"] != Recorded.EVERYTHING and not row["error_message"]:
-            text = Text(_NOT_RECORDED, anchor)
+            text = Text(self._missing, anchor)
         note = WAYS_OUT.get(code or "", "")
         block = Block(kind, label, anchor, text, answers=[row], note=note, more=row["more"])
         if row["said"]:

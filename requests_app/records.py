@@ -12,7 +12,7 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
-from qwenproxy.access.models import Recorded
+from qwenproxy.access.models import REMOVED, Recorded
 from qwenproxy.wire import (
     anthropic_bodies,
     anthropic_messages,
@@ -66,6 +66,7 @@ _REQUEST_BODY_FIELDS = (
     "account__name",
     "upstream_request",
     "upstream_text_digest",
+    "session__content_removed_at",
 )
 RESPONSE_FIELDS = (
     "id",
@@ -256,6 +257,7 @@ def _whole_request(
     body = _openai_request(row, messages, tools) if has_content else None
     return {
         **request_object(row),
+        "content_removed_at": _removed_at(row),
         "user_agent": row["user_agent"],
         "headers": json.loads_text(row["headers"] or "{}"),
         "account": row["account__name"],
@@ -265,6 +267,11 @@ def _whole_request(
         "qwen_request_exact": is_exact,
         "response": None if response_row is None else _with_bodies(response_row, body),
     }
+
+
+def _removed_at(row: Mapping[str, Any]) -> int | None:
+    at: datetime | None = row["session__content_removed_at"]
+    return milliseconds(at) if at is not None and row["recorded"] == REMOVED else None
 
 
 def load_response(response_pk: int) -> JSONObject:

@@ -13,7 +13,7 @@ from typing import Any
 
 from django.http import QueryDict
 
-from qwenproxy.access.models import Recorded
+from qwenproxy.access.models import REMOVED, Recorded
 from qwenproxy.errors import InvalidRequest, NotFound
 from qwenproxy.wire import history, json
 from qwenproxy.wire.json import JSONObject, JSONValue
@@ -82,6 +82,8 @@ def stored_response(response_id: str, api_key_id: int | None) -> JSONObject:
 
 
 def _with_content(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    if row["request__recorded"] == REMOVED:
+        raise _not_found(row["response_id"], " Its content was removed: its time was over.")
     if row["request__recorded"] != Recorded.EVERYTHING:
         why = " Its API key lets no content be recorded, so there is nothing to give back."
         raise _not_found(row["response_id"], why)
@@ -192,6 +194,10 @@ def load_previous(response_id: str, api_key_id: int) -> list[JSONObject]:
             param="previous_response_id",
             code="previous_response_not_found",
         ) from None
+    if row["request__recorded"] == REMOVED:
+        raise _unusable(
+            "its content was removed, its time being over: send the whole history as input"
+        )
     if row["request__recorded"] != Recorded.EVERYTHING:
         raise _unusable("its API key lets no content be recorded: send the whole history as input")
     if row["status"] != "completed" or row["reply__content"] is None:

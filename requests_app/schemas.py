@@ -42,7 +42,8 @@ class RequestObject(Schema):
         description="What was done upstream: whole (it keeps no chats), new, continued, or rebuilt and why."
     )
     recorded: str = Field(
-        description="What the key let be recorded: everything, or metadata (no content)."
+        description="What is on record: everything, metadata (the key let no content be recorded), or removed "
+        "(the content's time is over)."
     )
     response_summary: ResponseSummary | None
 
@@ -121,7 +122,7 @@ class ResponseDetail(ResponseBodies):
 class RequestDetail(RequestObject):
     openai_request: dict[str, Any] | None = Field(
         description="The body, rebuilt: equal to the one sent up to the form of repeated messages; null "
-        "where no content is recorded."
+        "where no content is recorded, or where it was removed."
     )
     qwen_request: dict[str, Any] | None = Field(description="What went upstream, rebuilt.")
     qwen_request_exact: bool | None = Field(
@@ -129,6 +130,9 @@ class RequestDetail(RequestObject):
     )
     attempts: list[dict[str, Any]] = Field(description="The accounts asked, in their order.")
     user_agent: str
+    content_removed_at: Milliseconds | None = Field(
+        description="Of a removed one, when its content went."
+    )
     headers: dict[str, str] = Field(description="Those that QWENPROXY_RECORD_HEADERS names.")
     account: str | None
     response: ResponseBodies | None

@@ -1,4 +1,4 @@
-"""REST of sessions: list and detail. What needs requests as well is in `requests_app.api`.
+"""REST of sessions: list, detail, pin. What needs requests as well is in `requests_app.api`.
 
 Keys see their own sessions, the admin scope all. Each endpoint makes one call to the database pool.
 """
@@ -6,10 +6,12 @@ Keys see their own sessions, the admin scope all. Each endpoint makes one call t
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
 from ninja import Router
 
 from qwenproxy.errors import NotFound
@@ -55,6 +57,8 @@ _FIELDS = (
     "created_at",
     "last_accessed",
     "expires_at",
+    "content_removed_at",
+    "pinned_at",
 )
 
 
@@ -93,6 +97,24 @@ async def get_session(request: HttpRequest, session_id: str) -> HttpResponse:
     return await json_answer(_session_detail, visible_key(request), session_id)
 
 
+@router.post(
+    "/sessions/{session_id}/pin",
+    response={200: schemas.SessionObject, 404: schemas.ErrorBody},
+)
+async def pin_session(request: HttpRequest, session_id: str) -> HttpResponse:
+    """Keep a session for good: it does not expire. Pinning it again changes nothing."""
+    return await json_answer(_pin, visible_key(request), session_id, timezone.now())
+
+
+@router.delete(
+    "/sessions/{session_id}/pin",
+    response={200: schemas.SessionObject, 404: schemas.ErrorBody},
+)
+async def unpin_session(request: HttpRequest, session_id: str) -> HttpResponse:
+    """Let a session expire again, as its key and the settings say."""
+    return await json_answer(_pin, visible_key(request), session_id, None)
+
+
 def visible_sessions(api_key_id: int | None) -> QuerySet[Session]:
     """The sessions that a key may see; all where it is null."""
     sessions = Session.objects.all()
@@ -125,6 +147,17 @@ def _session_detail(api_key_id: int | None, session_id: str) -> JSONObject:
     return _session_object(row, first_user_texts([session_id]))
 
 
+def _pin(api_key_id: int | None, session_id: str, at: datetime | None) -> JSONObject:
+    require_session(api_key_id, session_id)
+    set_pinned(visible_sessions(api_key_id).filter(id=session_id), at)
+    return _session_detail(api_key_id, session_id)
+
+
+def set_pinned(sessions: QuerySet[Session], at: datetime | None) -> int:
+    """Pin sessions, or with null let them go; return how many were not so before."""
+    return sessions.filter(pinned_at__isnull=at is not None).update(pinned_at=at)
+
+
 def _session_object(row: Mapping[str, Any], texts: Mapping[str, str]) -> JSONObject:
     return {
         "id": row["id"],
@@ -140,4 +173,10 @@ def _session_object(row: Mapping[str, Any], texts: Mapping[str, str]) -> JSONObj
         "created_at": milliseconds(row["created_at"]),
         "last_accessed": milliseconds(row["last_accessed"]),
         "expires_at": milliseconds(row["expires_at"]),
+        "content_removed_at": _moment(row["content_removed_at"]),
+        "pinned_at": _moment(row["pinned_at"]),
     }
+
+
+def _moment(at: datetime | None) -> int | None:
+    return None if at is None else milliseconds(at)

@@ -6,11 +6,23 @@ and its parent's digest (`qwenproxy.wire.history`), so a resent one is found, no
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import ClassVar
 
 from django.db import models
 
 from qwenproxy.access.models import ApiKey, UpstreamAccount
+from qwenproxy.display import local_text
+
+
+def removal_text(removed_at: datetime | None, last_accessed: datetime) -> str:
+    """When content was removed, and after how many days; empty where none was."""
+    if removed_at is None:
+        return ""
+    days = (removed_at - last_accessed).days
+    # Nothing can be said of what was in use since, or is being removed just now.
+    after = f" after {days:,} day{'' if days == 1 else 's'}" if days > 0 else ""
+    return f"Content removed{after}, on {local_text(removed_at, '%Y-%m-%d')}"
 
 
 class Session(models.Model):
@@ -65,6 +77,11 @@ class Session(models.Model):
     def __str__(self) -> str:
         # Not the title: that is content, and what the audit log notes of a row outlives the row.
         return self.id
+
+    @property
+    def removal(self) -> str:
+        """What is said in the place of content that was removed; empty where none was."""
+        return removal_text(self.content_removed_at, self.last_accessed)
 
 
 class UpstreamChat(models.Model):

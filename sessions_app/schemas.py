@@ -40,6 +40,10 @@ class SessionObject(Schema):
     expires_at: Milliseconds = Field(
         description="From then on a new upstream chat is opened; the record stays."
     )
+    content_removed_at: Milliseconds | None = Field(
+        description="What was said until then was removed, its time being over; null: nothing was."
+    )
+    pinned_at: Milliseconds | None = Field(description="It does not expire; null: not pinned.")
 
 
 class ListPage(Schema):

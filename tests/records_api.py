@@ -70,6 +70,9 @@ class RecordsClient:
         assert body["type"] == expected
         return response.status_code, body["code"]
 
+    def post(self, url: str) -> Any:
+        return self._call("post", url, {})
+
     def delete(self, url: str) -> Any:
         return self._call("delete", url, {})
 

@@ -4,7 +4,7 @@
 | --- | --- |
 | Viewer | see lists, counters and statistics, none of what was said |
 | Auditor | besides: read conversations and bodies, export them, read the audit log |
-| Operator | besides: keys, upstream accounts, playground, health |
+| Operator | besides: keys, upstream accounts, playground, health, pinning sessions |
 
 Users, groups and deletion are a superuser's. A group that exists is never changed.
 """
@@ -32,6 +32,8 @@ from django.utils import timezone
 
 VIEW_REQUESTS = "requests_app.view_request"
 VIEW_SESSIONS = "sessions_app.view_session"
+# To pin them; nothing else of them can be changed.
+CHANGE_SESSIONS = "sessions_app.change_session"
 # What was said: transcripts, bodies, titles, exports of them.
 VIEW_PAYLOAD = "requests_app.view_payload"
 VIEW_KEYS = "access.view_apikey"
@@ -52,6 +54,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         *_AUDITOR,
         *(f"access.{verb}_apikey" for verb in ("view", "add", "change")),
         *(f"access.{verb}_upstreamaccount" for verb in ("view", "add", "change")),
+        CHANGE_SESSIONS,
         USE_PLAYGROUND,
         VIEW_HEALTH,
     ),

@@ -31,6 +31,7 @@ def test_every_operation_is_documented(document):
         ("get", "/v1/sessions"),
         ("get", "/v1/sessions/{session_id}"),
         ("delete", "/v1/sessions/{session_id}"),
+        ("delete", "/v1/sessions/{session_id}/pin"),
         ("get", "/v1/sessions/{session_id}/requests"),
         ("get", "/v1/sessions/{session_id}/stats"),
         ("get", "/v1/requests"),

@@ -336,3 +336,24 @@ def test_a_client_that_sends_its_history_again_goes_on_and_it_is_recorded_again(
     assert new["response"]["openai_response"]["choices"][0]["message"]["content"] == "c"
     assert (old["recorded"], old["openai_request"]) == ("removed", None)
     assert old["response"]["openai_response"] is None
+
+
+def test_rest_and_admin_say_that_content_was_removed(admin_client):
+    session = aged(make_api_key(), 31)
+    prune(content_days=30)
+    said = "Content removed after 31 days, on 2026-11-23"
+    request = Request.objects.get()
+    page = admin_client.get(f"/admin/sessions_app/session/{session.pk}/change/").content.decode()
+    assert f"{said}: what was said is gone" in page
+    assert page.count(f"({said})") == 2
+    page = admin_client.get(f"/admin/requests_app/request/{request.pk}/change/").content.decode()
+    assert page.count("Removed on 2026-11-23: its time was over.") == 3
+    page = admin_client.get("/admin/sessions_app/session/?span=all").content.decode()
+    assert "(content removed)" in page
+    record = load_request(request.pk)
+    assert (record["recorded"], record["openai_request"]) == ("removed", None)
+    assert record["content_removed_at"] == round(NOW.timestamp() * 1000)
+    # It goes on.
+    Session.objects.filter(pk=session.pk).update(last_accessed=NOW + timedelta(days=1))
+    page = admin_client.get(f"/admin/sessions_app/session/{session.pk}/change/").content.decode()
+    assert "Content removed, on 2026-11-23: what was said before is gone" in page
