@@ -447,7 +447,6 @@ class ChatChunkEncoder:
                 "object": "chat.completion.chunk",
                 "created": created,
                 "model": model,
-                "system_fingerprint": None,
             }
         )
         self._head = b"data: " + envelope[:-1] + b',"choices":['
@@ -574,7 +573,6 @@ def completion(
         "object": "chat.completion",
         "created": created,
         "model": model,
-        "system_fingerprint": None,
         "choices": [
             {
                 "index": 0,

@@ -27,7 +27,6 @@ class CompletionChunkEncoder:
                 "object": "text_completion",
                 "created": created,
                 "model": model,
-                "system_fingerprint": None,
             }
         )
         self._head = b"data: " + envelope[:-1] + b',"choices":['
@@ -90,7 +89,6 @@ def completion(
         "object": "text_completion",
         "created": created,
         "model": model,
-        "system_fingerprint": None,
         "choices": [{"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}],
     }
     if usage is not None:

@@ -26,6 +26,7 @@ _CODES = {
     # Not in the schema, but what Codex looks for to compact a conversation.
     "context_length_exceeded": "context_length_exceeded",
 }
+_ECHOED = ("prompt_cache_key", "safety_identifier", "user")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def response_object(
     reasoning = reasoning if isinstance(reasoning, dict) else {}
     text = text if isinstance(text, dict) else {}
     parallel = body.get("parallel_tool_calls")
-    return {
+    response: JSONObject = {
         "id": response_id,
         "object": "response",
         "created_at": created,
@@ -80,9 +81,7 @@ def response_object(
         "output": list(output),
         "parallel_tool_calls": True if parallel is None else parallel,
         "previous_response_id": body.get("previous_response_id"),
-        "prompt_cache_key": body.get("prompt_cache_key"),
         "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
-        "safety_identifier": body.get("safety_identifier"),
         "service_tier": "default",
         "store": body.get("store") is not False,
         "temperature": body.get("temperature"),
@@ -92,9 +91,14 @@ def response_object(
         "top_logprobs": 0,
         "top_p": body.get("top_p"),
         "truncation": "disabled",
-        "usage": None if usage is None else _usage_object(usage),
-        "user": body.get("user"),
     }
+    # In OpenAI's schema these are there or not, and never null.
+    for name in _ECHOED:
+        if body.get(name) is not None:
+            response[name] = body[name]
+    if usage is not None:
+        response["usage"] = _usage_object(usage)
+    return response
 
 
 def _served_tools(tools: JSONValue) -> list[JSONValue]:

@@ -58,7 +58,6 @@ def test_every_field():
             "object": "chat.completion",
             "created": START_MS // 1000,
             "model": "qwen3-max",
-            "system_fingerprint": None,
             "choices": [
                 {
                     "index": 0,

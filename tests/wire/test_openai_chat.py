@@ -530,7 +530,7 @@ class TestEncoding:
             encoder.encode([TextDelta('"é\n')])
             == (
                 'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1790000000,'
-                '"model":"qwen","system_fingerprint":null,"choices":[{"index":0,'
+                '"model":"qwen","choices":[{"index":0,'
                 '"delta":{"content":"\\"é\\n"},"logprobs":null,"finish_reason":null}]}\n\n'
             ).encode()
         )

@@ -47,7 +47,7 @@ def test_text_has_chunks_and_everything_else_has_none():
 
     assert data.decode().splitlines()[0] == (
         'data: {"id":"cmpl-1","object":"text_completion","created":1790000000,"model":"qwen",'
-        '"system_fingerprint":null,"choices":[{"index":0,"text":"a\\u2028","logprobs":null,'
+        '"choices":[{"index":0,"text":"a\\u2028","logprobs":null,'
         '"finish_reason":null}]}'
     )
     assert [body["choices"][0]["text"] for body in read(data)] == ["a\u2028", "\ud83d"]
