@@ -6,7 +6,7 @@ A composition root: it shows what other parts know, and keeps nothing itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from qwenproxy.schema.status import read_brief, read_overview
 
 if TYPE_CHECKING:
     from qwenproxy.proxy.account_test import Tested
+    from qwenproxy.proxy.gateway import Gateway
 
 # Of a row.
 _ID = re.compile("[0-9]{1,18}")
@@ -96,6 +97,9 @@ class GatewayAdminSite(AdminSite):
         from qwenproxy.dashboard.health_page import health
 
         # As above.
+        from qwenproxy.dashboard.key_usage import export_usage
+
+        # As above.
         from requests_app.error_groups import errors
 
         # As above.
@@ -111,6 +115,7 @@ class GatewayAdminSite(AdminSite):
             path("errors/", errors, name="errors"),
             path("export/requests/", export_requests, name="export_requests"),
             path("export/sessions/", export_sessions, name="export_sessions"),
+            path("export/usage/<int:key_id>/", export_usage, name="export_usage"),
             path("live/", live, name="live"),
             path("live/rows/", live_rows, name="live_rows"),
             path("picture/<str:message_id>/<str:digest>/", picture, name="picture"),
@@ -163,6 +168,12 @@ class GatewayAdminSite(AdminSite):
         from qwenproxy.dashboard.traffic import read_traffic
 
         return read_traffic(group, ids, spans)
+
+    def in_flight(self, request: HttpRequest) -> Mapping[int, int] | None:
+        """Calls that run now by account (`access.traffic.TrafficSite`)."""
+        # A test's request comes without a server.
+        gateway: Gateway | None = getattr(request, "scope", {}).get("gateway")
+        return None if gateway is None else gateway.routing.running()
 
     def migrations(self, request: HttpRequest) -> HttpResponse:
         """Show where the schema stands and how it came there; changes nothing.

@@ -40,6 +40,7 @@ EXPECTED: dict[str, str | tuple[str, int]] = {
     "health/": "operator",
     "export/requests/": "auditor",
     "export/sessions/": "auditor",
+    "export/usage/<int:key_id>/": "operator",
     # Of no message.
     "picture/<str:message_id>/<str:digest>/": ("auditor", 404),
     # Whoever signs in may know whether the database is well; what was run and who did is the auditor's.
@@ -208,6 +209,7 @@ def rows() -> dict[str, Any]:
         "auth/user/": other.pk,
         "auth/group/": Group.objects.create(name="another").pk,
         "admin/logentry/": entry.pk,
+        "export/usage/": key.pk,
         "playground/record/": response.request.request_id,
         "r/": 1,
     }
@@ -215,7 +217,13 @@ def rows() -> dict[str, Any]:
 
 def url_of(route: str, rows: dict[str, Any]) -> str:
     pk = next((str(rows[name]) for name in rows if route.startswith(name)), "")
-    for part in ("<path:object_id>", "<path:content_type_id>", "<id>", "<str:request_id>"):
+    for part in (
+        "<path:object_id>",
+        "<path:content_type_id>",
+        "<id>",
+        "<str:request_id>",
+        "<int:key_id>",
+    ):
         route = route.replace(part, pk)
     return "/admin/" + route.replace("(?P<url>.*)$", "no/such/page/")
 

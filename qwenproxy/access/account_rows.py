@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from django.contrib.admin import AdminSite
+from django.http import HttpRequest
 from django.utils import timezone
 
 from qwenproxy.access import accounts
 from qwenproxy.access.account_states import PAUSED, expiry_warning, way_out
 from qwenproxy.access.models import UpstreamAccount
-from qwenproxy.access.traffic import Ended, Span, read_traffic
+from qwenproxy.access.traffic import Ended, Span, read_in_flight, read_traffic
 
 # Beside the button.
 _RESUME = "paused by hand: nothing is asked of it before it is resumed"
@@ -32,6 +33,8 @@ class AccountRow:
     ended: Mapping[Span, Ended]
     # Up to when the figures go; null: up to now.
     as_of: datetime | None
+    # Calls of this process that run now; null: no gateway runs in it.
+    in_flight: int | None
 
     @property
     def until(self) -> datetime | None:
@@ -71,11 +74,15 @@ class AccountRow:
 
 
 def read_rows(
-    site: AdminSite, found: Sequence[UpstreamAccount], spans: Sequence[Span] = ("24h", "today")
+    site: AdminSite,
+    request: HttpRequest,
+    found: Sequence[UpstreamAccount],
+    spans: Sequence[Span] = ("24h", "today"),
 ) -> list[AccountRow]:
     """Read what belongs to the accounts; the same number of queries for any of them."""
     now = timezone.now()
     traffic = read_traffic(site, "account", [account.pk for account in found], spans)
+    running = read_in_flight(site, request)
     return [
         AccountRow(
             account=account,
@@ -87,6 +94,7 @@ def read_rows(
             expiry_warning=expiry_warning(account.kind, account.secrets_expire_at, now),
             ended={span: traffic.of(span, account.pk) for span in spans},
             as_of=traffic.as_of,
+            in_flight=None if running is None else running.get(account.pk, 0),
         )
         for account in found
     ]

@@ -70,7 +70,7 @@ class AccountChangeList(StatesList):
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
         self.result_list = list(self.result_list)
-        self.account_rows = read_rows(self.model_admin.admin_site, self.result_list)
+        self.account_rows = read_rows(self.model_admin.admin_site, request, self.result_list)
 
 
 @admin.register(UpstreamAccount)
@@ -159,7 +159,7 @@ class UpstreamAccountAdmin(UpstreamAccountModelAdmin):
             # Without a lock: what is shown is not saved.
             obj = super().get_object(request, unquote(object_id))
             if obj is not None:
-                (row,) = read_rows(self.admin_site, [obj], ("24h", "7d", "today"))
+                (row,) = read_rows(self.admin_site, request, [obj], ("24h", "7d", "today"))
                 context |= {"row": row, "title": obj.name, "subtitle": ""}
         return super().change_view(request, object_id, form_url, context)
 

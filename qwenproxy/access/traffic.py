@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Literal, Protocol, cast
 
 from django.contrib.admin import AdminSite
+from django.http import HttpRequest
 
 Group = Literal["key", "account"]
 # Today is the reporting zone's.
@@ -54,9 +55,18 @@ class Traffic:
 
 
 class TrafficSite(Protocol):
+    def in_flight(self, request: HttpRequest) -> Mapping[int, int] | None:
+        """Calls of this process that run now, by account; null where no gateway runs in it."""
+        ...
+
     def traffic(self, group: Group, ids: Sequence[int], spans: Sequence[Span]) -> Traffic:
         """Read figures of these keys or accounts; blocks, the same number of queries for any ids."""
         ...
+
+
+def read_in_flight(site: AdminSite, request: HttpRequest) -> Mapping[int, int] | None:
+    """As `read_traffic`."""
+    return cast(TrafficSite, site).in_flight(request)
 
 
 def read_traffic(

@@ -104,6 +104,10 @@ class Routing:
         """Every account that is not paused."""
         return (listing.lane for listing in self._listings)
 
+    def running(self) -> dict[int, int]:
+        """Calls of this process that run now, by account, paused ones too; from any thread."""
+        return {account_id: lane.running for account_id, lane in list(self._lanes.items())}
+
     def last_account(self, session_id: str) -> int | None:
         """The account that answered the session's last turn in this process; null: not known."""
         return self._last_accounts.get(session_id)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import html
 import re
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.db import connection
+from django.test import RequestFactory
 from django.test.utils import CaptureQueriesContext
-from django.urls import reverse
+from django.urls import resolve, reverse
 from django.utils import timezone
 
 from qwenproxy.access import accounts
@@ -471,3 +473,27 @@ def test_a_forged_address_of_a_list_is_its_first_page(admin_client, url, query):
 
 def test_the_canary_is_not_in_the_admin(admin_client):
     assert "canary" not in admin_client.get("/admin/").content.decode().lower()
+
+
+def test_calls_that_run_now_are_counted_by_account(admin_client):
+    busy, idle = make_account("busy", max_concurrent=8), make_account("idle", enabled=False)
+    running = {busy.pk: 3, idle.pk: 1, 999: 5}
+    scope = {"gateway": SimpleNamespace(routing=SimpleNamespace(running=lambda: running))}
+
+    def page(url, **known):
+        # The server's scope, which the test's client has no way to give.
+        request = RequestFactory().get(url)
+        request.user = get_user_model().objects.get()
+        request.session = {}
+        if known:
+            request.scope = known["scope"]
+        view, args, kwargs = resolve(url)
+        return view(request, *args, **kwargs).render().content.decode()
+
+    cells = re.findall(r'field-in-flight">(.*?)</td>', page(ACCOUNTS, scope=scope), re.DOTALL)
+    shown = [" ".join(re.sub("<[^>]*>", " ", cell).split()) for cell in cells]
+    assert sorted(shown) == ["1", "3 of 8"]
+    assert "In flight" not in page(ACCOUNTS)
+    text = re.sub("<[^>]*>", " ", page(change_url(busy), scope=scope))
+    assert re.search(r"In flight\s+3 of 8", text)
+    assert "In flight" not in page(change_url(busy))
