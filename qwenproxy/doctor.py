@@ -24,6 +24,7 @@ from django.db import Error as DatabaseError
 from django.db import connection
 from django.db.models import Max, Q
 
+from qwenproxy import display
 from qwenproxy.access import accounts, encryption
 from qwenproxy.access.account_states import PAUSED, way_out
 from qwenproxy.access.models import ApiKey, EncryptionCanary, UpstreamAccount
@@ -32,10 +33,13 @@ from qwenproxy.proxy.account_test import test_accounts
 from qwenproxy.schema import backup, report, verify
 from qwenproxy.schema.state import read_state
 from requests_app.models import Request
+from requests_app.prunings import FULL_SOON_DAYS, days_until_full, growth, last_run
+from requests_app.retention import plans
 
 Level = Literal["ok", "warning", "error"]
 
 _SOON = timedelta(days=7)
+_RETENTION_LATE = timedelta(hours=24)
 _CREDENTIALS_SOON = timedelta(days=3)
 _CLOCK_TOLERANCE = timedelta(seconds=5)
 _LOW_DISK_BYTES, _NO_DISK_BYTES = 2**30, 100 * 2**20
@@ -351,6 +355,36 @@ def _upstreams() -> Iterator[Found]:
             yield "ok", f"{names[pk]}: answered in {tested.ms:,} ms", ""
 
 
+def _retention() -> Iterator[Found]:
+    now = datetime.now(UTC)
+    grown = growth(now)
+    if grown is not None and connection.vendor == "sqlite":
+        free = shutil.disk_usage(Path(str(connection.settings_dict["NAME"])).parent).free
+        days = days_until_full(grown, free)
+        if days is not None and days < FULL_SOON_DAYS:
+            yield (
+                "warning",
+                f"the disk is full in about {days:,.0f} days: the database grows by"
+                f" {_size(round(grown.bytes_a_day))} a day",
+                "make room, or let content expire: QWENPROXY_CONTENT_DAYS (docs/retention.md)",
+            )
+    run, is_set = last_run(), bool(plans(now))
+    told = "nothing is set to expire"
+    if run is not None:
+        told = (
+            f"last ran {display.relative(run.ended_at, now)}: content of {run.content_sessions:,},"
+            f" all of {run.record_sessions:,} sessions"
+        )
+    if is_set and (run is None or now - run.ended_at > _RETENTION_LATE):
+        what = "has not run yet" if run is None else told
+        yield (
+            "warning",
+            f"what is to expire is still there: retention {what}",
+            "the gateway does it every hour while it serves; at once: manage.py prune",
+        )
+    yield "ok", told, ""
+
+
 def _fetch(sql: str) -> object:
     with connection.cursor() as cursor:
         cursor.execute(sql)
@@ -372,7 +406,8 @@ _PARTS: tuple[tuple[str, Callable[[], Iterator[Found]]], ...] = (
     ("encryption", _encryption),
     ("keys", _keys),
     ("accounts", _accounts),
+    ("retention", _retention),
 )
 # A second and more, with the size of the database.
 SLOW = frozenset(("integrity", "schema"))
-_NEEDS_TABLES = frozenset(("clock", "encryption", "keys", "accounts", "upstreams"))
+_NEEDS_TABLES = frozenset(("clock", "encryption", "keys", "accounts", "upstreams", "retention"))

@@ -28,6 +28,9 @@ from requests_app.windows import slot_of, slot_start
 Kind = Literal["content", "record"]
 KINDS: tuple[Kind, ...] = ("content", "record")
 
+# A disk that is full sooner is warned of.
+FULL_SOON_DAYS = 30
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
 # Growth is that of so many days at most, and of so long at least.
@@ -104,6 +107,21 @@ class Growth:
     # Negative: it shrank.
     bytes_a_day: float
     days: float
+
+
+def days_until_full(grown: Growth, disk_free: int) -> float | None:
+    """In how many days the disk of SQLite's file is full if it grows on so; null: it does not grow."""
+    if grown.bytes_a_day <= 0:
+        return None
+    with connection.cursor() as cursor:
+        free = disk_free
+        if connection.vendor == "sqlite":
+            # Its free pages are filled first.
+            cursor.execute("PRAGMA freelist_count")
+            (pages,) = cursor.fetchone()
+            cursor.execute("PRAGMA page_size")
+            free += pages * cursor.fetchone()[0]
+    return free / grown.bytes_a_day
 
 
 def bytes_in_use() -> int:

@@ -54,7 +54,7 @@ def test_all_is_well(well):
     assert {level for found in parts.values() for level, _, _ in found} == {"ok"}
     assert list(parts) == [
         "configuration", "files", "disk", "database", "integrity", "schema", "clock", "encryption",
-        "keys", "accounts",
+        "keys", "accounts", "retention",
     ]  # fmt: skip
 
 
@@ -100,6 +100,9 @@ def add_account(kind, **fields):
         pytest.param(
             lambda well, settings: (settings.DATA_DIR / "secret_key").write_text("x"),
             "files", "error", "secret_key can be read", "chmod 600", id="open secret",
+        ),
+        pytest.param(
+            set_key(content_days=30), "retention", "warning", "has not run yet", "prune", id="not pruned"
         ),
         pytest.param(in_the_future, "clock", "error", "from the future", "clock", id="clock"),
         pytest.param(
@@ -163,7 +166,7 @@ def test_what_is_wrong_is_told_with_how_to_mend_it(well, settings, spoil, part, 
     assert code == (1 if level == "error" else 0)
     assert [one for one in parts[part] if one[0] == level and says in one[1] and mend in one[2]]
     # Nothing hides another part.
-    assert len(parts) == 10
+    assert len(parts) == 11
 
 
 def test_people_read_it_part_by_part(well, capsys):

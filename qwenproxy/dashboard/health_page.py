@@ -17,7 +17,7 @@ from qwenproxy.doctor import SLOW, Finding, examine
 
 _SYMBOLS = {"ok": "✓", "warning": "!", "error": "✗"}
 # Beside each other; the others are tables, below each other.
-_FIGURES = ("Version", "This process", "Database", "Disk", "Record")
+_FIGURES = ("Version", "This process", "Database", "Disk", "Record", "Retention")
 
 
 @gateway_view(VIEW_HEALTH)

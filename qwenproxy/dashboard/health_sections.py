@@ -24,12 +24,19 @@ from django.urls import reverse
 
 from qwenproxy import display, metrics
 from qwenproxy.access.account_states import PAUSED, way_out
-from qwenproxy.access.models import UpstreamAccount
+from qwenproxy.access.models import ApiKey, UpstreamAccount
 from qwenproxy.health import uptime_s
 from qwenproxy.schema import backup
 from qwenproxy.schema.status import read_brief
 from requests_app.liveness import WorkerLock
 from requests_app.models import Request, Response, Worker
+from requests_app.prunings import (
+    FULL_SOON_DAYS,
+    days_until_full,
+    growth,
+    last_run,
+    read_removed,
+)
 from requests_app.rollups import next_used, rolled_to
 from requests_app.windows import slot_of, slot_start
 from sessions_app.guard import Stopped, stopped_after
@@ -42,7 +49,6 @@ _HIDDEN = frozenset(("QWENPROXY_REDACT",))
 _PASSWORD = re.compile(r"(?<=//)[^/@\s]+@")
 # To measure the tables.
 _MEASURED_S = 0.5
-_GROWTH_FROM = timedelta(days=1)
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
@@ -80,6 +86,7 @@ def read_sections(gateway: Gateway | None, now: datetime) -> list[Section]:
         ("Database", _database),
         ("Disk", lambda section: _disk(section, now)),
         ("Record", lambda section: _record(section, now)),
+        ("Retention", lambda section: _retention(section, now)),
         ("Serving processes", _workers),
         ("Upstream accounts", lambda section: _accounts(section, now)),
         ("Tables", _tables),
@@ -205,19 +212,43 @@ def _disk(section: Section, now: datetime) -> None:
     share = disk.free / disk.total if disk.total else 0
     level = "error" if share < 0.01 else "warning" if share < 0.05 else ""
     section.add("Free", f"{display.size(disk.free)} ({display.percent(share)})", level=level)
+    grown = growth(now)
+    if grown is None:
+        section.add("Grows by", "too little data: its size is noted once a day")
+        return
+    sign = "-" if grown.bytes_a_day < 0 else ""
+    a_day = f"{sign}{display.size(abs(round(grown.bytes_a_day)))} a day"
+    section.add("Grows by", f"{a_day}, measured over {grown.days:,.0f} days")
     if connection.vendor != "sqlite":
+        # Its disk is another machine's, or may be.
         return
-    oldest = Request.objects.order_by("created_at").values_list("created_at", flat=True).first()
-    if oldest is None or now - oldest < _GROWTH_FROM:
-        return
-    size = backup.size_bytes(connection)
-    a_day = size / ((now - oldest) / timedelta(days=1))
-    days = disk.free / a_day if a_day else 0
-    section.add(
-        "Grows by", f"{display.size(round(a_day))} a day, on average since the oldest request"
-    )
-    lasts = "more than ten years" if days > 3650 else f"about {days:,.0f} days"
-    section.add("Lasts for", lasts, level="warning" if days < 30 else "")
+    days = days_until_full(grown, disk.free)
+    if days is None or days > 3650:
+        section.add("Full in", "more than ten years")
+    else:
+        level = "warning" if days < FULL_SOON_DAYS else ""
+        section.add("Full in", f"about {days:,.0f} days", level=level)
+
+
+def _retention(section: Section, now: datetime) -> None:
+    section.note = "Removed by the serving processes every hour, or by manage.py prune."
+    for label, days in (
+        ("Content is kept", settings.CONTENT_DAYS),
+        ("Records are kept", settings.RECORD_DAYS),
+    ):
+        section.add(label, "for ever" if days is None else f"{days:,} days")
+    own = ApiKey.objects.exclude(content_days=None, record_days=None).count()
+    section.add("Keys with their own days", f"{own:,}")
+    run = last_run()
+    section.add("Last run", "not yet" if run is None else display.relative(run.ended_at, now))
+    if run is not None:
+        section.add("It took", display.duration(run.took / timedelta(milliseconds=1)))
+        removed = f"content of {run.content_sessions:,}, all of {run.record_sessions:,} sessions"
+        section.add("It removed", removed)
+    month = read_removed(now - timedelta(days=30))
+    sessions = sum(one.sessions for one in month.values())
+    size = display.size(sum(one.bytes for one in month.values()))
+    section.add("Removed in 30 days", f"of {sessions:,} sessions, {size} of texts and files")
 
 
 def _record(section: Section, now: datetime) -> None:

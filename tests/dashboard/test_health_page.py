@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from qwenproxy.access.accounts import set_secrets
 from qwenproxy.dashboard import health_sections
 from qwenproxy.dashboard.health_sections import read_sections
 from requests_app.models import Worker
+from requests_app.prunings import Removed, measure, note_run
 from sessions_app.guard import Stopped
 from tests.factories import make_account, make_api_key, make_session, make_turn
 
@@ -46,7 +48,7 @@ def rows(title):
 
 def test_it_shows_every_part(admin_client):
     text = show(admin_client).content.decode()
-    titles = ["Checks", "Version", "This process", "Database", "Disk", "Record"]
+    titles = ["Checks", "Version", "This process", "Database", "Disk", "Record", "Retention"]
     titles += ["Serving processes", "Upstream accounts", "Tables", "Settings", "Diagnostics"]
     places = [text.index(f">{title}") for title in titles]
     assert places
@@ -147,10 +149,35 @@ def test_statistics_that_are_behind_say_since_when():
     assert found["Oldest running"].value == "none runs"
 
 
-def test_growth_is_told_from_the_oldest_request_on(settings):
-    assert "Grows by" not in facts("Disk")
-    make_turn(make_session(), request={"created_at": NOW - timedelta(days=10)})
-    assert ("Grows by" in facts("Disk")) == (connection.vendor == "sqlite")
+def test_growth_is_told_where_it_was_measured(monkeypatch):
+    assert facts("Disk")["Grows by"].value.startswith("too little data")
+    free = shutil.disk_usage(django_settings.DATA_DIR).free
+    sizes = iter((0, free, free // 10))
+    monkeypatch.setattr("requests_app.prunings.bytes_in_use", lambda: next(sizes))
+    measure(NOW - timedelta(days=10))
+    found = facts("Disk")
+    assert found["Grows by"].value.endswith(" a day, measured over 10 days")
+    if connection.vendor == "sqlite":
+        assert found["Full in"].level == "warning"
+        assert "about" in found["Full in"].value
+        assert facts("Disk")["Full in"].level == ""
+
+
+def test_retention_is_told(settings):
+    settings.CONTENT_DAYS = 30
+    make_api_key(record_days=5)
+    found = facts("Retention")
+    assert (found["Content is kept"].value, found["Records are kept"].value) == (
+        "30 days",
+        "for ever",
+    )
+    assert found["Keys with their own days"].value == "1"
+    assert found["Last run"].value == "not yet"
+    removed = {"content": Removed(3, 10), "record": Removed(4, 10)}
+    note_run(removed, ended_at=NOW - timedelta(hours=2), took=timedelta(seconds=5))
+    found = facts("Retention")
+    assert (found["Last run"].value, found["It took"].value) == ("2 h ago", "5.0 s")
+    assert found["It removed"].value == "content of 3, all of 4 sessions"
 
 
 def test_processes_without_their_lock_are_gone():

@@ -19,7 +19,7 @@ _STYLES = {"ok": "SUCCESS", "warning": "WARNING", "error": "ERROR"}
 
 class Command(BaseCommand):
     help = (
-        "Check configuration, files, disk, database, schema, clock, encryption, keys and accounts, and "
+        "Check configuration, files, disk, database, schema, clock, encryption, keys, accounts and retention, and "
         "say how to mend what is wrong. Exit code 1 where an error was found. Changes nothing."
     )
     # What they find is told in our own words.
