@@ -12,8 +12,6 @@ from django.http import HttpRequest
 
 from qwenproxy.access.models import ApiKey
 
-# Where nothing names another one.
-_USUAL_MODEL = "qwen3-max"
 _PATTERN = re.compile(r"[*?\[]")
 
 
@@ -32,15 +30,17 @@ def secret_context(request: HttpRequest, api_key: ApiKey, secret: str) -> dict[s
 
 
 def _snippets(base_url: str, secret: str, model: str) -> dict[str, str]:
-    question = {"model": model, "messages": [{"role": "user", "content": "Hello"}]}
-    body = json.dumps(question, ensure_ascii=False)
+    """Lines that answer as they stand: without a name the gateway's default is asked, or the first listed."""
+    question = {"messages": [{"role": "user", "content": "Hello"}]}
+    body = json.dumps({"model": model, **question} if model else question, ensure_ascii=False)
+    named = repr(model) if model else "client.models.list().data[0].id"
     return {
         "curl": f"{_curl(f'{base_url}/chat/completions', secret)} \\\n"
         f"  -H 'Content-Type: application/json' \\\n  -d {shlex.quote(body)}",
         "Environment": f"export OPENAI_BASE_URL={base_url}\nexport OPENAI_API_KEY={secret}",
         "Python": f"from openai import OpenAI\n\n"
         f'client = OpenAI(base_url="{base_url}", api_key="{secret}")\n'
-        f"answer = client.chat.completions.create(\n    model={model!r},\n"
+        f"answer = client.chat.completions.create(\n    model={named},\n"
         '    messages=[{"role": "user", "content": "Hello"}],\n)',
     }
 
@@ -50,6 +50,6 @@ def _curl(url: str, secret: str) -> str:
 
 
 def _model(api_key: ApiKey) -> str:
-    """A model that the key may use, as far as its row tells."""
+    """A model that the key may use, as far as its row and the settings tell; else empty."""
     named = [text for text in api_key.allowed_models.splitlines() if not _PATTERN.search(text)]
-    return named[0] if named else settings.DEFAULT_MODEL or _USUAL_MODEL
+    return named[0] if named else settings.DEFAULT_MODEL

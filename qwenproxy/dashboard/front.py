@@ -73,7 +73,7 @@ def _banners(
     if settings.DEBUG:
         text = "QWENPROXY_DEBUG is on: errors show their details to whoever meets them."
         banners.append(_banner("warning", text, health))
-    return banners
+    return sorted(banners, key=lambda banner: banner["level"] != "error")
 
 
 def _recorder(request: HttpRequest) -> Recorder | None:

@@ -365,6 +365,13 @@ def test_the_page_of_the_secret_says_how_to_use_it(admin_client, settings):
     assert "<b>" not in answer.content.decode()
 
 
+def test_the_line_to_try_names_no_model_that_the_gateway_may_lack(admin_client):
+    page = html.unescape(admin_client.post(KEYS + "add/", key_form()).content.decode())
+    body = re.search(r"-d (.*)</pre>", page)[1]
+    assert "model" not in json.loads(shlex.split(body)[0])
+    assert "model=client.models.list().data[0].id" in page
+
+
 def test_a_key_that_may_not_ask_models_is_shown_what_it_may(admin_client):
     page = admin_client.post(KEYS + "add/", key_form(scopes=["records"])).content.decode()
     assert "/v1/sessions" in page
