@@ -24,7 +24,7 @@ from requests_app.admin_pages import PageAdmin
 from requests_app.arrived import load_arrived
 from requests_app.models import Request, Response
 from requests_app.records import load_request
-from requests_app.request_filters import DEFAULT_SPAN, request_filters, sort_of
+from requests_app.request_filters import DEFAULT_SPAN, count_deleted, request_filters, sort_of
 from requests_app.rollups import ERRORS
 from sessions_app.chips import Chips, Filter
 from sessions_app.paging import Sort, milliseconds
@@ -80,6 +80,17 @@ class RequestAdmin(PageAdmin):
         url = reverse("admin:export_requests")
         forms = ("jsonl", "csv") if self.has_payload_permission(request) else ("csv",)
         return [(f"Export {form.upper()}", url + chips.url(format=form)) for form in forms]
+
+    def note(self, chips: Chips) -> str:
+        count = count_deleted(chips)
+        if not count:
+            return ""
+        words = (
+            "request that ended in this time was in a session"
+            if count == 1
+            else ("requests that ended in this time were in sessions")
+        )
+        return f"{display.number(count)} more {words} deleted since: statistics count them, no list has them."
 
     def has_payload_permission(self, request: HttpRequest) -> bool:
         """For the actions that need it."""

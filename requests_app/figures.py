@@ -356,6 +356,26 @@ def _add_latency(
     return found
 
 
+def count_deleted(
+    dim: Dimension, ref: str, statuses: Sequence[str], window: Window | None = None
+) -> int:
+    """Requests that statistics count and no list shows: their sessions were deleted. Null: of all time.
+
+    Of one ref of a dimension ("" for `total`) and, unless it is empty, of some statuses. One query.
+    """
+    sql = "SELECT SUM(n) FROM requests_app_usageslot WHERE dim = %s AND ref = %s"
+    params: list[str | int] = [f"-{dim}", ref]
+    if window is not None:
+        sql += " AND slot >= %s AND slot < %s"
+        params += [window.start, window.end]
+    if statuses:
+        sql += f" AND status IN ({', '.join(['%s'] * len(statuses))})"
+        params += statuses
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params)
+        return int(cursor.fetchone()[0] or 0)
+
+
 def names_of(group: Group, refs: Iterable[str]) -> dict[str, str]:
     """What people call the refs of a group: names of keys and accounts that are still there."""
     ids = [int(ref) for ref in refs if ref] if group in ("key", "account") else []

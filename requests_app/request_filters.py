@@ -6,15 +6,17 @@ them; the others by the request's. With `by=ended` all go by when the answer end
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 
 from django.db.models import Q
 from django.http import QueryDict
 from django.utils import timezone
 
+from requests_app import figures
 from requests_app.models import Response
-from requests_app.rollups import ERRORS
-from requests_app.windows import slot_of
+from requests_app.rollups import ERRORS, Dimension
+from requests_app.windows import Window, slot_of, slot_start
 from sessions_app.chips import (
     MAX_CHOICES,
     NOTHING,
@@ -35,6 +37,13 @@ _STATUSES = {name: name.replace("_", " ") for name, _ in Response.STATUSES} | {
     ANY_ERROR: "failed or interrupted"
 }
 BY, ENDED = "by", "ended"
+# Filters by what statistics know; keys and accounts as links name them, by their ids.
+_DIMENSIONS: Mapping[str, Dimension] = {
+    "model": "model",
+    "key": "key",
+    "account": "account",
+    "error": "error",
+}
 _SECONDS = {"5": "over 5 s", "15": "over 15 s", "60": "over 60 s"}
 _STREAMED = {"1": "streamed", "0": "whole"}
 _PATHS = ("/v1/chat/completions", "/v1/completions")
@@ -121,6 +130,30 @@ def request_filters() -> list[Filter]:
             is_narrow=True,
         ),
     ]
+
+
+def count_deleted(chips: Chips) -> int | None:
+    """Requests of a list that were in sessions deleted since; null: statistics do not know such a list.
+
+    They are known by when they ended and by one dimension, with the status.
+    """
+    filters = {name: value for name, value in chips.values.items() if name != BY}
+    status = filters.pop("status", "")
+    if chips.search or len(filters) > 1 or filters.keys() - _DIMENSIONS.keys():
+        return None
+    dim: Dimension = "total"
+    ref = ""
+    for name, value in filters.items():
+        dim, ref = _DIMENSIONS[name], value
+    window = chips.window
+    slots = None
+    if window.start is not None or window.end is not None:
+        start, end = window.start or slot_start(0), window.end or chips.now
+        slots = Window(slot_of(start), slot_of(end) + 1)
+    statuses = ERRORS if status == ANY_ERROR else (status,) if status else ()
+    if "\0" in ref + status:
+        return None
+    return figures.count_deleted(dim, ref, statuses, slots)
 
 
 def error_condition(code: str) -> Q:

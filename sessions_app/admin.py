@@ -44,6 +44,8 @@ class KeysetChangeList(ChangeList):
     older_url: str | None = None
     # Empty: too much would be read to count them.
     count_text = ""
+    # What is to be said of rows that are not there.
+    note = ""
     # The queries took too long: there are no rows to show.
     was_stopped = False
     # Where there are no rows: when the newest one outside of the time was, and how to see it.
@@ -76,6 +78,7 @@ class KeysetChangeList(ChangeList):
 
     def get_results(self, request: HttpRequest) -> None:
         rows = self._read(request, self._admin.sort(request))
+        self.note = self._admin.note(self.chips)
         self.result_list = rows
         # Django's own pages: there is one. Equal counts keep it from telling them beside the search.
         self.result_count = self.full_result_count = len(rows)
@@ -198,6 +201,10 @@ class RecordAdmin(ModelAdmin):
     def links(self, request: HttpRequest, chips: Chips) -> Sequence[tuple[str, str]]:
         """Labels and addresses of what can be done with the whole list, such as its export."""
         return ()
+
+    def note(self, chips: Chips) -> str:
+        """A sentence on what the list lacks; empty: nothing."""
+        return ""
 
     def chips(self, request: HttpRequest) -> Chips:
         return Chips(request.GET, self.filters(request), self.default_span)

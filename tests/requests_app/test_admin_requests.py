@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from contextlib import contextmanager
+from datetime import timedelta
 from html import unescape
 
 import pytest
@@ -13,13 +14,16 @@ from django.db import connection
 from django.db.models.expressions import RawSQL
 from django.db.models.lookups import GreaterThan
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from qwenproxy.access import staff
+from requests_app.deletion import delete_session_rows
 from requests_app.models import Request
 from requests_app.waterfall import draw
 from sessions_app.admin import RecordAdmin
 from sessions_app.guard import Stopped
-from tests.factories import START_MS, make_account, make_line, make_session, make_turn
+from tests.factories import START_MS, make_account, make_api_key, make_line, make_session, make_turn
+from tests.requests_app.ended import make_ended
 
 pytestmark = pytest.mark.django_db
 LIST = "/admin/requests_app/request/"
@@ -242,6 +246,44 @@ def test_a_filter_that_matches_nothing_is_stopped_by_the_database(admin_client, 
     monkeypatch.undo()
     assert "Search stopped" not in page(admin_client, url)
     assert make_turn(make_session()).pk
+
+
+def test_a_list_says_what_was_deleted_since(admin_client, settings):
+    now = timezone.now()
+    key, other = make_api_key(), make_api_key()
+    kept, gone, others = make_session(key), make_session(key), make_session(other)
+    moments = [now - timedelta(hours=hours) for hours in (3, 2, 1)]
+    make_ended([kept] * 3, moments, status="completed")
+    make_ended([gone] * 3, moments, status="failed", error_code="upstream_timeout")
+    make_ended([gone], [now - timedelta(days=3)], status="completed")
+    make_ended([others], moments[:1], status="interrupted", error_code=None, error_type="x")
+    for session in (gone, others):
+        delete_session_rows(session.pk, None)
+
+    def said(**query):
+        found = re.search(
+            r'list-note">(\d+) more requests? that', page(admin_client, LIST, **query)
+        )
+        return int(found[1]) if found else 0
+
+    start = int((now - timedelta(hours=24)).timestamp() * 1000)
+    assert said() == 4
+    assert said(**{"by": "ended", "from": start, "to": start + 86_400_001}) == 4
+    assert said(span="7d") == said(span="all") == 5
+    assert said(key=key.pk) == 3
+    assert said(key=other.pk, status="interrupted") == 1
+    assert said(status="errors") == 4
+    assert said(status="completed", span="7d") == 1
+    assert said(error="upstream_timeout", status="failed") == 3
+    assert said(error="x") == 1
+    assert said(model="qwen3-max") == 4
+    # Statistics know one dimension at a time; of these they say nothing.
+    assert said(key=key.pk, model="qwen3-max") == said(slower="5") == said(q="req_1") == 0
+    assert said(model="\0") == said(key="no such") == 0
+    # Also where nothing else is left.
+    assert "1 more request that ended in this time was in a session deleted since" in page(
+        admin_client, LIST, key=other.pk
+    )
 
 
 def test_a_search_that_takes_too_long_says_so(admin_client, monkeypatch):
