@@ -1,0 +1,314 @@
+"""Conversations under way while things break, and what each client has to find in the record afterwards.
+
+Every conversation has a secret word, in each of its messages and answers: one that turns up elsewhere
+was mixed up. Every question is asked once and says which try it is, so that two requests for one
+question are a double row. What a client received is remembered with its time and compared by `check`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import psycopg
+
+from qwenproxy.wire.history import decode_content, text_of
+from tests.conftest import NO_TLS
+from tests.doubles.openai_compatible import OpenAICompatibleDouble
+from tests.doubles.server import Recorded, Reply
+
+MODEL = "qwen3-8b"
+SECRET = re.compile(r"secret-[0-9a-f]{16}")
+# The promise is a second; the rest is for what a busy machine delays between socket and clock.
+LOSS_S = 1.5
+_TOOLS = [
+    {
+        "type": "function",
+        "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}},
+    }
+]
+# Of a gateway that is away: then the next try.
+_PAUSE_S = 0.25
+
+
+class EchoDouble(OpenAICompatibleDouble):
+    """Answers each question with itself and some words, at a pace; notes histories of two conversations."""
+
+    def __init__(self, *, words: tuple[int, int] = (3, 60), delay_s: float = 0.02) -> None:
+        super().__init__()
+        self.words = words
+        self.pace_s = delay_s
+        self.mixed: list[str] = []
+
+    def _model_reply(self, request: Recorded) -> Reply:
+        messages = request.body["messages"]
+        self.requests.clear()
+        secrets = set(SECRET.findall(json.dumps(messages)))
+        if len(secrets) != 1:
+            self.mixed.append(f"the upstream was sent messages of {len(secrets)} conversations")
+        words = " ".join(f"word{i}" for i in range(random.randint(*self.words)))
+        return Reply(text=f"answer to {messages[-1]['content']} {words}", delay_s=self.pace_s)
+
+
+@dataclass(slots=True)
+class Answer:
+    """What one client knows of one answer."""
+
+    secret: str
+    question: str
+    url: str
+    response_id: str = ""
+    # Text and when it came, by the monotonic clock.
+    pieces: list[tuple[float, str]] = field(default_factory=list)
+    # Its end was received.
+    is_whole: bool = False
+    # When its process was killed; null: it was not, so far.
+    killed_at: float | None = None
+
+    def text(self, until: float = float("inf")) -> str:
+        return "".join(text for at, text in self.pieces if at < until)
+
+
+class Load:
+    """N conversations over one or more gateways until `stop`; each goes on where one is away."""
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        key: str,
+        *,
+        conversations: int = 16,
+        turns: int = 4,
+        max_conversations: int | None = None,
+    ) -> None:
+        self.urls = urls
+        self.key = key
+        self.turns = turns
+        self.answers: list[Answer] = []
+        # Clear text of what no gateway may say, first of all an error 500.
+        self.complaints: list[str] = []
+        self._conversations = conversations
+        # Null: new ones begin until `stop`.
+        self._left = max_conversations
+        self._stopped = asyncio.Event()
+        self._running: set[int] = set()
+
+    def stop(self) -> None:
+        """Let the answers that run come to their end, and ask nothing more."""
+        self._stopped.set()
+
+    def note_kill(self, url: str) -> None:
+        """Call it just before a process is killed: what came more than a second ago is to be kept."""
+        now = time.monotonic()
+        for index in self._running:
+            answer = self.answers[index]
+            if answer.url == url and answer.killed_at is None:
+                answer.killed_at = now
+
+    async def run(self) -> None:
+        limits = httpx.Limits(max_connections=self._conversations + 4)
+        async with httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {self.key}"},
+            timeout=60,
+            verify=NO_TLS,
+            limits=limits,
+        ) as client:
+            await asyncio.gather(*(self._converse(client) for _ in range(self._conversations)))
+
+    async def _converse(self, client: httpx.AsyncClient) -> None:
+        while not self._stopped.is_set():
+            if self._left is not None:
+                if self._left == 0:
+                    return
+                self._left -= 1
+            await self._conversation(client, f"secret-{uuid.uuid4().hex[:16]}")
+
+    async def _conversation(self, client: httpx.AsyncClient, secret: str) -> None:
+        history: list[dict[str, Any]] = [{"role": "system", "content": "Be brief."}]
+        is_stream, has_tools = random.random() < 0.7, random.random() < 0.3
+        for turn in range(self.turns):
+            attempt = 0
+            while not self._stopped.is_set():
+                question = f"{secret} turn {turn} try {attempt}"
+                asked = {"role": "user", "content": question}
+                body = {"model": MODEL, "stream": is_stream, "messages": [*history, asked]}
+                if has_tools:
+                    body["tools"] = _TOOLS
+                answer = Answer(secret, question, random.choice(self.urls))
+                await self._ask(client, body, answer)
+                if answer.is_whole:
+                    history += [asked, {"role": "assistant", "content": answer.text()}]
+                    break
+                attempt += 1
+                await asyncio.sleep(_PAUSE_S)
+
+    async def _ask(self, client: httpx.AsyncClient, body: dict[str, Any], answer: Answer) -> None:
+        index = len(self.answers)
+        self.answers.append(answer)
+        self._running.add(index)
+        url = f"{answer.url}/v1/chat/completions"
+        try:
+            async with client.stream("POST", url, json=body) as response:
+                if response.status_code != 200:
+                    text = (await response.aread()).decode("utf-8", "replace")
+                    # A gateway that stops, or cannot record, refuses.
+                    if response.status_code != 503:
+                        self.complaints.append(f"status {response.status_code}: {text[:300]}")
+                elif body["stream"]:
+                    await self._read_stream(response, answer)
+                else:
+                    self._read_whole(json.loads(await response.aread()), answer)
+        except httpx.TransportError:
+            pass
+        finally:
+            self._running.discard(index)
+
+    def _read_whole(self, found: dict[str, Any], answer: Answer) -> None:
+        answer.response_id = found["id"]
+        answer.pieces.append((time.monotonic(), found["choices"][0]["message"]["content"]))
+        answer.is_whole = True
+
+    async def _read_stream(self, response: httpx.Response, answer: Answer) -> None:
+        async for line in response.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            chunk = json.loads(line[6:])
+            if "error" in chunk:
+                return
+            answer.response_id = chunk["id"]
+            for choice in chunk["choices"]:
+                answer.pieces.append((time.monotonic(), choice["delta"].get("content") or ""))
+                if choice["finish_reason"] == "stop":
+                    answer.is_whole = True
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a comparison saw; `differences` is empty where the promises held."""
+
+    differences: list[str] = field(default_factory=list)
+    whole: int = 0
+    partial: int = 0
+    # Of answers that were killed: the longest time before the kill of which text is missing, in seconds.
+    longest_loss_s: float = 0.0
+
+    def add(self, other: Findings) -> None:
+        self.differences += other.differences
+        self.whole += other.whole
+        self.partial += other.partial
+        self.longest_loss_s = max(self.longest_loss_s, other.longest_loss_s)
+
+
+def read_rows(database_url: str, sql: str, parameters: Sequence[object] = ()) -> list[Any]:
+    """Ask the database without any code of the gateway; `%s` marks parameters on both engines."""
+    if database_url.startswith("sqlite:///"):
+        path = database_url.removeprefix("sqlite:///")
+        # Not read-only: SQLite may have to recover the log of a killed process first.
+        connection = sqlite3.connect(path, timeout=30)
+        try:
+            return connection.execute(sql.replace("%s", "?"), tuple(parameters)).fetchall()
+        finally:
+            connection.close()
+    with psycopg.connect(database_url) as server:
+        return server.execute(sql, tuple(parameters)).fetchall()  # type: ignore[arg-type]  # a constant
+
+
+_RECORDED = """
+SELECT r.response_id, r.status, r.session_id, m.role, m.content, p.content
+FROM requests_app_response r JOIN requests_app_request q ON q.id = r.request_id
+LEFT JOIN sessions_app_message m ON m.id = r.reply_id
+LEFT JOIN sessions_app_message p ON p.id = q.prompt_id
+WHERE r.response_id IN ({})
+"""
+_HALF_ROWS = {
+    "requests without a response": """
+SELECT q.request_id FROM requests_app_request q
+LEFT JOIN requests_app_response r ON r.request_id = q.id WHERE r.id IS NULL""",
+    "ended responses without an end": """
+SELECT response_id FROM requests_app_response WHERE status <> 'in_progress'
+ AND (completed_at IS NULL OR finish_reason IS NULL OR http_status IS NULL)""",
+    "parts of ended answers": """
+SELECT r.response_id FROM requests_app_partial p
+JOIN requests_app_response r ON r.id = p.response_id WHERE r.status <> 'in_progress'""",
+    "questions with two requests": """
+SELECT m.content FROM requests_app_request q JOIN sessions_app_message m ON m.id = q.prompt_id
+GROUP BY m.id, m.content HAVING COUNT(*) > 1""",
+}
+_RUNNING = "SELECT response_id FROM requests_app_response WHERE status = 'in_progress'"
+_CONTENTS = "SELECT session_id, content FROM sessions_app_message"
+
+
+def check(database_url: str, answers: Iterable[Answer], *, is_settled: bool = True) -> Findings:
+    """Compare what clients received with the record.
+
+    Call it when the processes that were killed have been settled (at the start of the next one);
+    `is_settled` says besides that nothing runs, so that no answer may be in progress.
+    """
+    found = Findings()
+    known = [answer for answer in answers if answer.response_id]
+    for start in range(0, len(known), 500):
+        part = known[start : start + 500]
+        marks = ", ".join(["%s"] * len(part))
+        rows = read_rows(database_url, _RECORDED.format(marks), [a.response_id for a in part])
+        recorded = {row[0]: row[1:] for row in rows}
+        for answer in part:
+            _compare(answer, recorded.get(answer.response_id), found)
+    for what, sql in _HALF_ROWS.items():
+        found.differences += [f"{what}: {row[0]}" for row in read_rows(database_url, sql)]
+    if is_settled:
+        found.differences += [
+            f"no end state: {row[0]}" for row in read_rows(database_url, _RUNNING)
+        ]
+    secrets: dict[str, set[str]] = {}
+    for session_id, content in read_rows(database_url, _CONTENTS):
+        secrets.setdefault(session_id, set()).update(SECRET.findall(content))
+    found.differences += [
+        f"session {session_id} holds {len(words)} conversations"
+        for session_id, words in secrets.items()
+        if len(words) > 1
+    ]
+    return found
+
+
+def _compare(answer: Answer, row: Sequence[Any] | None, found: Findings) -> None:
+    """One answer that a client received some of."""
+    if row is None:
+        found.differences.append(f"{answer.response_id} is not on record ({answer.question})")
+        return
+    status, _, role, content, prompt = row
+    stored = text_of(decode_content(role, content)) if content is not None else ""
+    if answer.question not in (prompt or ""):
+        found.differences.append(f"{answer.response_id} answers another question: {prompt}")
+    if answer.is_whole:
+        found.whole += 1
+        if status != "completed" or stored != answer.text():
+            found.differences.append(
+                f"{answer.response_id} was received whole and is {status},"
+                f" {len(stored)} of {len(answer.text())} characters ({answer.question})"
+            )
+        return
+    found.partial += 1
+    if answer.killed_at is None:
+        # It ended by an error that the gateway told: all that was sent is on record.
+        if not stored.startswith(answer.text()):
+            found.differences.append(f"{answer.response_id} broke off and lost text")
+        return
+    length = 0
+    for at, text in answer.pieces:
+        length += len(text)
+        if length > len(stored):
+            found.longest_loss_s = max(found.longest_loss_s, answer.killed_at - at)
+            break
+    if not stored.startswith(answer.text(answer.killed_at - LOSS_S)):
+        found.differences.append(
+            f"{answer.response_id} lost what came more than {LOSS_S} s before the kill"
+        )
