@@ -247,24 +247,29 @@ class Reader:
                 return _add_usage(found, grid, dim, self._cells_of_key(grid.window))
             dim, own = "key", self._key
         rows = self._rolled(grid, _OWN_USAGE if own else _USAGE, dim, [own] if own else [])
-        for index, status, ref, n, *sums in rows:
-            # A later count may have left nothing of a cell.
-            if n:
-                _add(found[index, ref if by_ref else "", status], (n, *sums))
+        for indexes, cells in rows:
+            for point, status, ref, n, *sums in cells:
+                # A later count may have left nothing of a cell.
+                if n:
+                    _add(found[indexes[point], ref if by_ref else "", status], (n, *sums))
         return _add_usage(found, grid, dim, self._counted(), by_ref=by_ref, own=own)
 
     def _buckets(self, grid: Grid, metric: Metric, dim: Literal["total", "model"]) -> _Buckets:
         found: _Buckets = defaultdict(lambda: defaultdict(int))
         if self._key is not None:
             return _add_latency(found, grid, metric, dim, self._cells_of_key(grid.window))
-        for index, ref, bucket, n in self._rolled(grid, _LATENCY, dim, [metric]):
-            found[index, ref][bucket] += n
+        for indexes, cells in self._rolled(grid, _LATENCY, dim, [metric]):
+            for point, ref, bucket, n in cells:
+                found[indexes[point], ref][bucket] += n
         return _add_latency(found, grid, metric, dim, self._counted())
 
     def _rolled(
         self, grid: Grid, select: _Select, dim: Dimension, params: Sequence[Any]
-    ) -> Iterator[tuple[Any, ...]]:
-        """Roll-ups by the number of their point; one query for each stretch with one offset from UTC."""
+    ) -> Iterator[tuple[Mapping[int, int], Sequence[tuple[Any, ...]]]]:
+        """Roll-ups, with the numbers of the points that their first column names.
+
+        One query for each stretch with one offset from UTC.
+        """
         for stretch in grid.stretches:
             # Cells that do not lie within points are of no use.
             sizes = [
@@ -282,11 +287,8 @@ class Reader:
                 cursor.execute(select.over(len(parts)), values)
                 rows = cursor.fetchall()
             # Few points, and many rows of each.
-            indexes = {
-                quotient: grid.index(stretch, quotient) for quotient in {row[0] for row in rows}
-            }
-            for quotient, *row in rows:
-                yield (indexes[quotient], *row)
+            points = {row[0] for row in rows}
+            yield {point: grid.index(stretch, point) for point in points}, rows
 
     def _counted(self) -> Cells:
         """What is not rolled yet, from the record."""
