@@ -38,6 +38,10 @@ _LARGE_BYTES = 4 * PIECE_BYTES
 _AIM_S = 0.01
 _ROWS = (20, 400)
 
+# After a step its caller rests so many times as long as it took: on SQLite a writer that finds the lock taken
+# comes back after 1 to 100 ms, and must not find it taken again and again.
+REST = 3
+
 _IS_OVER = (
     "SELECT 1 FROM sessions_app_session WHERE id = %s AND last_accessed < %s AND pinned_at IS NULL"
 )
@@ -122,8 +126,7 @@ def estimate(plan: Plan) -> Iterator[Removed]:
 class Pruning:
     """One run over all plans.
 
-    `steps` is to be called on until it ends; a caller that rests after each step as long as it took lets others
-    write. It may be called from several threads, one after the other.
+    `steps` is to be called on until it ends, with rests (`REST`) so that others write meanwhile. It may be called from several threads, one after the other.
     """
 
     now: datetime

@@ -21,7 +21,7 @@ from django.db import DatabaseError
 from qwenproxy.database import run_in_db
 from requests_app import erasure
 from requests_app.prunings import Kind, Removed, measure, note_run
-from requests_app.retention import Elsewhere, Pruning, describe
+from requests_app.retention import REST, Elsewhere, Pruning, describe
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +93,7 @@ class Retention:
             started = time.monotonic()
             if await run_in_db(_step, steps):
                 return
-            # As long a rest as it took: on SQLite the recorder waits for its turn.
-            await asyncio.sleep(time.monotonic() - started)
+            await asyncio.sleep(REST * (time.monotonic() - started))
 
 
 def _step(steps: Iterator[None]) -> bool:

@@ -17,7 +17,7 @@ from qwenproxy.access.models import ApiKey
 from qwenproxy.display import size
 from requests_app import erasure
 from requests_app.prunings import KINDS, Kind, Removed, note_run
-from requests_app.retention import Periods, Plan, Pruning, estimate, plans
+from requests_app.retention import REST, Periods, Plan, Pruning, estimate, plans
 
 _WHAT: dict[Kind, str] = {"content": "content of", "record": "all of"}
 
@@ -103,8 +103,7 @@ class Command(BaseCommand):
         started = began
         for _ in pruning.steps():
             self._show("removed: " + _summary(pruning.removed))
-            # As long a rest as it took: on SQLite others wait for their turn to write.
-            time.sleep(time.monotonic() - started)
+            time.sleep(REST * (time.monotonic() - started))
             started = time.monotonic()
         self._show("")
         took = timedelta(seconds=time.monotonic() - began)
