@@ -24,6 +24,9 @@ STRING_RUN = re.compile(r'(?:[^"\\\x00-\x1f]++|\\["\\bfnrt])++')
 _ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
 _CUT_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?\Z")
 _SCALAR = re.compile(r'[^\s,:"{}\[\]]+')
+# What stands for itself: most keys, and most numbers.
+_IS_PLAIN_KEY = re.compile(r'"[ !#-\[\]-~]*+"').fullmatch
+_IS_SHORT_NUMBER = re.compile(r"0|[1-9][0-9]{0,14}").fullmatch
 _MAX_HELD = 512
 _MAX_DEPTH = 64
 
@@ -207,11 +210,16 @@ class ArgumentStream:
         colon = _skip_space(buffer, end)
         if colon == len(buffer):
             return position
-        key = _parsed(buffer[begin:end])
+        written = buffer[begin:end]
+        if _IS_PLAIN_KEY(written):
+            key: JSONValue = written[1:-1]
+        else:
+            key = _parsed(written)
+            written = json.dumps_text(key)
         if buffer[colon] != ":" or not isinstance(key, str):
             return self._freeze(position)
         self._searched = 0
-        self._confirm(out, json.dumps_text(key) + ":")
+        self._confirm(out, written + ":")
         frame.expects = "value"
         self._schema = frame.schema.member(key)
         return colon + 1
@@ -239,13 +247,16 @@ class ArgumentStream:
             end = found.end()
         if end is None or (follows := _skip_space(buffer, end)) == len(buffer):
             return position
-        value = _parsed(buffer[begin:end])
-        if value is None and buffer[begin:end] != "null":
-            return self._freeze(position)
+        written = buffer[begin:end]
+        if not (_IS_SHORT_NUMBER(written) and self._schema.takes_numbers):
+            value = _parsed(written)
+            if value is None and written != "null":
+                return self._freeze(position)
+            written = json.dumps_text(type_value(self._schema, value))
         if buffer[follows] not in (",", frame.closer):
             return self._freeze(position)
         self._searched = 0
-        self._await(json.dumps_text(type_value(self._schema, value)), buffer[position:follows])
+        self._await(written, buffer[position:follows])
         frame.expects = "next"
         return follows
 

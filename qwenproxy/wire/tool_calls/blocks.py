@@ -231,8 +231,12 @@ class HermesBlock:
             call = _call(value, is_repaired=is_repaired)
             if call is None:
                 return None
-            tool = self._tools.find(call[0])
-            calls.append((call[0], call[1] if tool is None else _typed(tool.schema, call[1])))
+            name, arguments = call
+            tool = self._tools.find(name)
+            # The whole arguments of a first call were handed on, with the types of the schema.
+            if tool is not None and (calls or not self.has_whole_arguments):
+                arguments = _typed(tool.schema, arguments)
+            calls.append((name, arguments))
         return calls or None
 
 

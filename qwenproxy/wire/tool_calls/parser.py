@@ -127,8 +127,11 @@ class ToolCallParser:
         if self._held:
             text = self._held + text
             self._held = ""
+        if "<" not in text:
+            self._literal(text)
+            return
         position = 0
-        for found in _MARKER.finditer(text) if "<" in text else ():
+        for found in _MARKER.finditer(text):
             if position < found.start():
                 self._literal(text[position : found.start()])
             self._mark(Marker(found[1] or found[0], found[0], found[2] or ""))

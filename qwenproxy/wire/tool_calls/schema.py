@@ -19,7 +19,7 @@ _MEMBER_LISTS = ("anyOf", "oneOf", "allOf")
 class Schema:
     """One place of a schema: every alternative that may describe the value there."""
 
-    __slots__ = ("_alternatives", "_members", "_root", "allowed", "types")
+    __slots__ = ("_alternatives", "_members", "_root", "allowed", "takes_numbers", "types")
 
     def __init__(self, alternatives: list[JSONObject], root: JSONObject) -> None:
         self._alternatives = alternatives
@@ -27,6 +27,8 @@ class Schema:
         self._members: dict[str, Schema] = {}
         # Types that the schema names; empty where it names none.
         self.types: frozenset[str] = frozenset(_types(alternatives))
+        # A whole number here stays one.
+        self.takes_numbers = not self.types or bool(self.types - {"string", "null"})
         # Values of an `enum` or `const`; null where there is none.
         self.allowed: list[JSONValue] | None = _allowed(alternatives)
 
@@ -165,11 +167,11 @@ def type_value(schema: Schema, value: JSONValue) -> JSONValue:
     if isinstance(value, str):
         return _member_of(schema, value if "string" in types else _typed(value, schema))
     if isinstance(value, bool):
-        return value if types - {"string", "null"} else json.dumps_text(value)
+        return value if schema.takes_numbers else json.dumps_text(value)
     if isinstance(value, float):
         is_whole = "number" not in types and "integer" in types and value.is_integer()
         return int(value) if is_whole else value
-    if isinstance(value, int) and not types - {"string", "null"}:
+    if isinstance(value, int) and not schema.takes_numbers:
         return str(value)
     return value
 
