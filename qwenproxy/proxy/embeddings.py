@@ -114,17 +114,9 @@ class _Call:
         limit_s = self.gateway.settings.turn_timeout_s
         try:
             async with asyncio.timeout(limit_s):
-                told = await self._ask()
+                answer, recorded = await self._ask()
         except TimeoutError as exc:
             raise UpstreamTimeout(f"no whole answer within {limit_s:g} seconds") from exc
-        as_base64 = self.body.parameters.get("encoding_format") == "base64"
-        try:
-            answer, recorded = embeddings.read_answer(json.loads(told), as_base64=as_base64)
-        except ValueError as exc:
-            raise UpstreamProtocolError(
-                f"the upstream answered with no embeddings: {exc}",
-                body=told.decode("utf-8", "replace"),
-            ) from exc
         usage = read_usage(answer.get("usage"))
         source = "estimated" if usage is None else "reported"
         usage = usage or self._estimate()
@@ -142,7 +134,8 @@ class _Call:
         self._observe("completed", usage)
         return answer
 
-    async def _ask(self) -> bytes:
+    async def _ask(self) -> tuple[JSONObject, JSONObject]:
+        """The answer of the first account that gives one, and what is recorded of it."""
         wishes = Wishes(None, None, self._opened.session_id)
         failed: list[Lane] = []
         error: GatewayError | None = None
@@ -166,7 +159,7 @@ class _Call:
             finally:
                 place.leave()
 
-    async def _ask_account(self, place: Place) -> bytes:
+    async def _ask_account(self, place: Place) -> tuple[JSONObject, JSONObject]:
         upstream = place.upstream
         assert isinstance(upstream, Embedder)
         attempt: JSONObject = {
@@ -180,7 +173,7 @@ class _Call:
         sent = {**self.body.parameters, "model": self.route.model, "input": self.body.sent["input"]}
         self._sent = Sent({**sent, "input": None}, json.dumps_text(sent["input"]))
         try:
-            told = await upstream.embed(sent)
+            answer = self._read(await upstream.embed(sent))
             place.succeeded()
         except GatewayError as error:
             hide_secrets(error, upstream.account.credentials)
@@ -192,7 +185,17 @@ class _Call:
             raise
         finally:
             attempt["ms"] = round((time.monotonic() - began) * 1000)
-        return told
+        return answer
+
+    def _read(self, told: bytes) -> tuple[JSONObject, JSONObject]:
+        as_base64 = self.body.parameters.get("encoding_format") == "base64"
+        try:
+            return embeddings.read_answer(json.loads(told), as_base64=as_base64)
+        except ValueError as exc:
+            raise UpstreamProtocolError(
+                f"the upstream answered with no embeddings: {exc}",
+                body=told.decode("utf-8", "replace"),
+            ) from exc
 
     async def _fail(self, error: GatewayError) -> None:
         closing = self._make_closing("failed", "error", error.http_status, None, "")

@@ -195,6 +195,19 @@ def test_another_account_is_asked_where_one_fails(open_gateway, serve_upstream):
     assert attempts[0]["cause"].startswith("upstream_error: ")
 
 
+@pytest.mark.parametrize("body", [{"data": []}, "<html>Busy</html>", {"data": [{"embedding": 1}]}])
+def test_another_account_is_asked_where_one_answers_rubbish(open_gateway, serve_upstream, body):
+    first = serve_upstream("openai_compatible", name="first", priority=1)
+    second = serve_upstream("openai_compatible", name="second", priority=2)
+    first.enqueue(Reply(body=body), path=PATH)
+    assert embed(open_gateway(), first.model).status_code == 200
+    assert len(asked(second)) == 1
+    row = ended_response()
+    assert [attempt["account"] for attempt in attempts_of(row)] == ["first", "second"]
+    assert attempts_of(row)[0]["cause"].startswith("upstream_protocol_error: ")
+    assert row.request.account_id == second.account.pk
+
+
 def test_an_account_of_another_kind_with_the_same_model_is_passed_over(
     open_gateway, serve_upstream, make_account
 ):
