@@ -10,23 +10,26 @@ import sys
 import time
 
 from benchmarks import native, systems
+from benchmarks.endurance import ENDURANCE
 from benchmarks.load import Failed
 from benchmarks.processes import LOAD_CORE, raise_file_limit
 from benchmarks.targets import BY_DEFAULT, TARGETS, Figure, Lab
 
+_ALL = {**TARGETS, **ENDURANCE}
+
 
 def main() -> int:
-    listed = "\n".join(f"  {name:<10} {run.__doc__}" for name, run in TARGETS.items())
+    listed = "\n".join(f"  {name:<10} {run.__doc__}" for name, run in _ALL.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description=f"Names of benchmarks (none: all but profile):\n{listed}",
+        description=f"Names of benchmarks (none: all but profile, endurance and its parts):\n{listed}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--pairs", type=int, default=5, help="rounds of each comparison, 3 to 20")
     parser.add_argument("--seconds", type=float, default=3, help="length of one reading, 1 to 20")
     args = parser.parse_args()
-    if unknown := set(args.names) - set(TARGETS):
+    if unknown := set(args.names) - set(_ALL):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     try:
         for program in ("double", "loadgen"):
@@ -45,9 +48,9 @@ def main() -> int:
     with systems.scratch() as directory:
         lab = Lab(directory, min(max(args.pairs, 3), 20), min(max(args.seconds, 1), 20))
         for name in args.names or BY_DEFAULT:
-            print(f"\n{name}: {TARGETS[name].__doc__}", flush=True)
+            print(f"\n{name}: {_ALL[name].__doc__}", flush=True)
             try:
-                TARGETS[name](lab)
+                _ALL[name](lab)
             except (Failed, RuntimeError, subprocess.SubprocessError) as exc:
                 print(f"  FAILED: {exc}", flush=True)
                 failed = True

@@ -21,7 +21,7 @@
 
 #define PUT(c, text) put(c, text, sizeof text - 1)
 #define MAX_FDS 65536
-#define MAX_CHUNKS 4096
+#define MAX_CHUNKS 100000
 #define EVENT_HEAD                                                                      \
     "data: {\"id\":\"chatcmpl-bench\",\"object\":\"chat.completion.chunk\",\"created\":1," \
     "\"model\":\"bench\",\"choices\":"

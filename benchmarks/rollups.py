@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from statistics import median
 
 from benchmarks.databases import new_database
@@ -189,10 +190,28 @@ def _measure_index() -> None:
     _row("building the index", f"{built_s:.1f} s")
 
 
+def _fill_only(rows: int, directory: Path) -> None:
+    with new_database(directory):
+        # After `django.setup`.
+        from requests_app.rollups import roll_next
+
+        now = datetime.now(UTC)
+        _fill(rows, now)
+        while roll_next(now) is not None:
+            pass
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rollups")
     parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument(
+        "--fill", type=Path, help="only fill this data directory's database, on SQLite"
+    )
     args = parser.parse_args()
+    if args.fill:
+        os.environ.pop("QWENPROXY_TEST_DATABASE_URL", None)
+        _fill_only(args.rows, args.fill)
+        return
     with new_database():
         # After `django.setup`.
         from django.db import connection

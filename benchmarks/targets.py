@@ -74,7 +74,7 @@ def _say(reading: Reading, detail: str) -> None:
     )
 
 
-def _alternate(
+def alternate(
     sides: Mapping[str, Side], pairs: int, describe: Callable[[Reading], str]
 ) -> dict[str, list[Reading]]:
     """Run all sides in turn; a round with a refused reading has no ratio and is left out."""
@@ -125,7 +125,7 @@ def json_requests(lab: Lab) -> None:
         sides = {"gateway": gateway, "F": floor, "R": constant}
         for system in sides.values():
             _warm(system, double)
-        rounds = _alternate(
+        rounds = alternate(
             {name: partial(_json_load, lab, system, double, 64) for name, system in sides.items()},
             lab.pairs,
             _describe_requests,
@@ -153,7 +153,7 @@ def recording(lab: Lab) -> None:
         }
         for system in sides.values():
             _warm(system, double)
-        rounds = _alternate(
+        rounds = alternate(
             {name: partial(_json_load, lab, system, double, 64) for name, system in sides.items()},
             lab.pairs,
             _describe_requests,
@@ -168,7 +168,7 @@ def clients(lab: Lab) -> None:
         double = lab.open(stack)
         gateway = stack.enter_context(systems.gateway(lab.directory, double))
         _warm(gateway, double)
-        rounds = _alternate(
+        rounds = alternate(
             {str(count): partial(_json_load, lab, gateway, double, count) for count in (256, 16)},
             lab.pairs,
             _describe_requests,
@@ -209,7 +209,7 @@ def chunks(lab: Lab) -> None:
 
         for system in sides.values():
             stream(system)
-        rounds = _alternate(
+        rounds = alternate(
             {name: partial(stream, system) for name, system in sides.items()},
             lab.pairs,
             _describe_chunks,
@@ -252,7 +252,7 @@ def first_token(lab: Lab) -> None:
 
         for system in sides.values():
             stream(system)
-        rounds = _alternate(
+        rounds = alternate(
             {name: partial(stream, system) for name, system in sides.items()},
             lab.pairs * 3,
             lambda reading: (
