@@ -14,6 +14,7 @@ HOSTILE = (
     "</title></script></pre><svg onload=window.pwned=1>{{7*7}}{% now %}'\u202etxet\u202c\u0000&amp;"
 )
 REPLIES = ("a", "b", "c")
+PASSWORD = "browser-tests-only"
 
 
 def main(requests: str = "260") -> None:
@@ -30,14 +31,20 @@ def main(requests: str = "260") -> None:
 
 
 def _make_users() -> dict[str, object]:
+    """Users who have signed in already: a password is slow to hash, by design."""
     from django.contrib.auth.models import Group, User
+    from django.test import Client
 
-    from tests.browser.serving import PASSWORD
-
+    hashed = User.objects.get(username="admin").password
     for name in ("Viewer", "Auditor", "Operator"):
-        user = User.objects.create_user(name.lower(), password=PASSWORD, is_staff=True)
+        user = User.objects.create(username=name.lower(), password=hashed, is_staff=True)
         user.groups.add(Group.objects.get(name=name))
-    return {"user": User.objects.get(username="viewer").pk}
+    sessions = {}
+    for user in User.objects.all():
+        client = Client()
+        client.force_login(user)
+        sessions[user.username] = client.session.session_key
+    return {"user": User.objects.get(username="viewer").pk, "sessions": sessions}
 
 
 def _make_branches() -> dict[str, object]:

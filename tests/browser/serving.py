@@ -20,11 +20,12 @@ from typing import Any
 
 import httpx
 
+from tests.browser.seed import PASSWORD
 from tests.conftest import NO_TLS
 from tests.doubles.server import unused_port
 
 ROOT = Path(__file__).resolve().parents[2]
-USER, PASSWORD = "admin", "browser-tests-only"
+USER = "admin"
 _CSRF = re.compile(r'name="csrfmiddlewaretoken" value="([^"]+)"')
 
 
@@ -96,6 +97,11 @@ class Gateway:
             answer = client.post("/admin/login/", data={**form, "next": "/admin/"})
             assert answer.status_code == 302, answer.status_code
             return [{"name": n, "value": v, "url": self.url} for n, v in client.cookies.items()]
+
+    def cookies(self, facts: dict[str, Any], user: str = USER) -> list[dict[str, str]]:
+        """Of a user who the seed signed in, here or in a copy of what it seeded."""
+        value = facts["sessions"][user]
+        return [{"name": "qwenproxy_session", "value": value, "url": self.url}]
 
     def ask(self, key: str, text: str, **fields: Any) -> httpx.Response:
         body = {"model": "qwen-demo", "messages": [{"role": "user", "content": text}], **fields}

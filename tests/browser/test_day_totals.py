@@ -20,10 +20,10 @@ ROWS = """() => [...document.querySelectorAll('.as-table tbody tr')].map(
 
 # Half an hour off the hour, east of the date in UTC, and one where a clock changes.
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Shanghai", "Asia/Kolkata", "America/New_York"])
-def test_the_days_of_a_zone_hold_what_ended_in_them(copied, make_context, zone):
-    with served(copied, QWENPROXY_TIME_ZONE=zone) as gateway:
+def test_the_days_of_a_zone_hold_what_ended_in_them(copy_seeded, facts, make_context, zone):
+    with served(copy_seeded(), QWENPROXY_TIME_ZONE=zone) as gateway:
         gateway.start()
-        page = make_context(gateway.sign_in(), base_url=gateway.url).new_page()
+        page = make_context(gateway.cookies(facts), base_url=gateway.url).new_page()
         page.goto("/admin/?range=30d")
         shown = {
             row[0][:10]: [int(cell.replace(",", "")) for cell in row[2:5]]

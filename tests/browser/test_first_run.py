@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+
+import httpx
 import pytest
 
 from tests.browser.serving import PASSWORD, USER, served
 from tests.browser.visits import Watch, run_axe, settled, sideways, until
+from tests.conftest import NO_TLS
 from tests.doubles.openai_compatible import OpenAICompatibleDouble
 from tests.doubles.server import serve_in_thread
 
@@ -37,6 +41,13 @@ def answer(page, prompt: str) -> str:
     until(page, "document.getElementById('stop').disabled")
     page.wait_for_selector("#links", state="visible")
     return page.locator("#answer-text").inner_text()
+
+
+def send(curl: str) -> int:
+    """Status of the answer to a line for a terminal."""
+    _, url, *options = shlex.split(curl.replace("\\\n", " "))
+    headers = dict(text.split(": ") for text in options[1:-2:2])
+    return httpx.post(url, content=options[-1], headers=headers, verify=NO_TLS).status_code
 
 
 def test_a_newcomer_gets_to_a_first_recorded_answer(empty, make_context):
@@ -94,9 +105,11 @@ def test_each_step_of_the_checklist_ticks_itself(empty, make_context):
         page.locator(".checklist a.button[href*='apikey/add']").click()
         page.fill("#id_name", "mine")
         page.click("input[name=_save]")
-        assert page.locator("#secret").inner_text()
+        line = page.locator("#text-1").inner_text()
+        assert page.locator("#secret").inner_text() in line
         assert done() == expected | {"Upstream account": True, "API key": True}
         page.locator(".checklist a.button[href*='playground']").click()
         assert answer(page, "Hello!")
+        assert send(line) == 200
     assert done() == {}
     assert watch.console == []

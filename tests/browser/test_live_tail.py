@@ -82,12 +82,14 @@ def test_a_tab_that_is_not_seen_asks_nothing(live, ticks):
         )
 
 
-def test_it_says_that_the_server_is_away_and_goes_on_when_it_is_back(tmp_path, make_context):
-    with served(tmp_path / "data") as gateway:
+def test_it_says_that_the_server_is_away_and_goes_on_when_it_is_back(
+    copy_seeded, facts, make_context
+):
+    with served(copy_seeded()) as gateway:
         gateway.start()
-        page = make_context(gateway.sign_in(), base_url=gateway.url).new_page()
+        page = make_context(gateway.cookies(facts), base_url=gateway.url).new_page()
         page.goto("/admin/live/")
-        page.wait_for_selector("#live-empty", state="visible")
+        page.wait_for_selector("#live-table tbody tr")
         gateway.stop(signal.SIGTERM)
         page.wait_for_selector("#live-problem", state="visible", timeout=6000)
         assert "cannot be reached" in page.locator("#live-problem").inner_text()

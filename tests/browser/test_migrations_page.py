@@ -9,11 +9,11 @@ NEWEST = "SELECT id, app, name FROM django_migrations WHERE app = 'requests_app'
 
 
 @pytest.fixture(scope="module")
-def changed(tmp_path_factory):
+def changed(seeded, copy_seeded):
     """A gateway on a migrated database, whose history the tests change and put right again."""
-    with served(tmp_path_factory.mktemp("migrations") / "data") as gateway:
+    with served(copy_seeded()) as gateway:
         gateway.start()
-        yield gateway, gateway.sign_in()
+        yield gateway, gateway.cookies(seeded[1])
 
 
 @pytest.fixture

@@ -39,6 +39,10 @@ class Watch:
         page.on("request", self._asked)
         page.on("response", self._answered)
 
+    def clear(self) -> None:
+        for heard in (self.console, self.off_host, self.failed):
+            heard.clear()
+
     def _said(self, message: Any) -> None:
         # Hints for developers, which a console shows only where it is asked to.
         if message.type != "verbose":
