@@ -38,9 +38,9 @@ _LARGE_BYTES = 4 * PIECE_BYTES
 _AIM_S = 0.01
 _ROWS = (20, 400)
 
-# After a step its caller rests so many times as long as it took: on SQLite a writer that finds the lock taken
-# comes back after 1 to 100 ms, and must not find it taken again and again.
-REST = 3
+# After a transaction its caller rests so many times as long as it took: on SQLite a writer that finds the lock
+# taken comes back after 1 to 100 ms, and must not find it taken again and again.
+_REST = 3
 
 _IS_OVER = (
     "SELECT 1 FROM sessions_app_session WHERE id = %s AND last_accessed < %s AND pinned_at IS NULL"
@@ -126,7 +126,7 @@ def estimate(plan: Plan) -> Iterator[Removed]:
 class Pruning:
     """One run over all plans.
 
-    `steps` is to be called on until it ends, with rests (`REST`) so that others write meanwhile. It may be called from several threads, one after the other.
+    `steps` is to be called on until it ends, with a rest of `rest_s` after each so that others write meanwhile. It may be called from several threads, one after the other.
     """
 
     now: datetime
@@ -136,6 +136,7 @@ class Pruning:
     removed: dict[Kind, Removed] = field(
         default_factory=lambda: {"content": Removed(), "record": Removed()}
     )
+    rest_s: float = 0.0
     _rows: float = field(default_factory=lambda: _ROWS[0])
     # That are used, pinned or running after all: the rest of them stays as it is.
     _left_alone: set[str] = field(default_factory=set)
@@ -144,6 +145,7 @@ class Pruning:
         """One transaction or query each, of some milliseconds, unless one text is megabytes long."""
         for plan in plans(self.now, self.wanted):
             for ids in due(plan):
+                self.rest_s = 0.0
                 yield
                 for _ in (
                     self._empty(plan, ids) if plan.kind == "content" else self._delete(plan, ids)
@@ -192,10 +194,11 @@ class Pruning:
         self, plan: Plan, pieces: Sequence[Piece], deletions: Sequence[tuple[str, int]]
     ) -> None:
         """Empty and delete in one transaction, and count it there."""
-        started = time.monotonic()
         ended, freed = 0, 0
         with transaction.atomic(), connection.cursor() as cursor:
             self._take_turn(cursor)
+            # From here on others wait; what it waited for them itself says nothing.
+            started = time.monotonic()
             for piece in pieces:
                 if self._is_over(cursor, plan, piece.session_id):
                     freed += write_piece(cursor, piece, self.now)
@@ -235,6 +238,7 @@ class Pruning:
         return False
 
     def _adapt(self, took_s: float) -> None:
+        self.rest_s = _REST * took_s
         least, most = _ROWS
         factor = min(max(_AIM_S / max(took_s, 0.0001), 0.5), 1.5)
         self._rows = min(max(self._rows * factor, least), most)

@@ -21,7 +21,7 @@ from django.db import DatabaseError
 from qwenproxy.database import run_in_db
 from requests_app import erasure
 from requests_app.prunings import Kind, Removed, measure, note_run
-from requests_app.retention import REST, Elsewhere, Pruning, describe
+from requests_app.retention import Elsewhere, Pruning, describe
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Retention:
         await run_in_db(measure, now)
         pruning = Pruning(now)
         try:
-            await self._work(pruning.steps())
+            await self._work(pruning)
         except Elsewhere:
             logger.debug("retention: another process is at it")
             return
@@ -88,12 +88,12 @@ class Retention:
         if any(one != Removed() for one in pruning.removed.values()):
             logger.info("retention removed %s", describe(pruning.removed))
 
-    async def _work(self, steps: Iterator[None]) -> None:
+    async def _work(self, pruning: Pruning) -> None:
+        steps = pruning.steps()
         while True:
-            started = time.monotonic()
             if await run_in_db(_step, steps):
                 return
-            await asyncio.sleep(REST * (time.monotonic() - started))
+            await asyncio.sleep(pruning.rest_s)
 
 
 def _step(steps: Iterator[None]) -> bool:

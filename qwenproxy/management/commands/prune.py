@@ -17,7 +17,7 @@ from qwenproxy.access.models import ApiKey
 from qwenproxy.display import size
 from requests_app import erasure
 from requests_app.prunings import KINDS, Kind, Removed, note_run
-from requests_app.retention import REST, Periods, Plan, Pruning, estimate, plans
+from requests_app.retention import Periods, Plan, Pruning, estimate, plans
 
 _WHAT: dict[Kind, str] = {"content": "content of", "record": "all of"}
 
@@ -100,11 +100,9 @@ class Command(BaseCommand):
     def _prune(self, now: datetime, wanted: Periods, *, is_shown: bool) -> dict[str, Any]:
         began = time.monotonic()
         pruning = Pruning(now, wanted, waits=True)
-        started = began
         for _ in pruning.steps():
             self._show("removed: " + _summary(pruning.removed))
-            time.sleep(REST * (time.monotonic() - started))
-            started = time.monotonic()
+            time.sleep(pruning.rest_s)
         self._show("")
         took = timedelta(seconds=time.monotonic() - began)
         is_empty = not settings.SECURE_DELETE or erasure.empty_log()
