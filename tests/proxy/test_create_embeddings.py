@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -12,6 +15,7 @@ from qwenproxy.wire.redaction import compile_rules
 from requests_app.models import Request, Response
 from tests.doubles.server import Reply
 from tests.proxy.conftest import attempts_of, ended_response
+from tests.requests_app.test_recorder import locked_database
 
 PATH = "/v1/embeddings"
 
@@ -206,6 +210,36 @@ def test_another_account_is_asked_where_one_answers_rubbish(open_gateway, serve_
     assert [attempt["account"] for attempt in attempts_of(row)] == ["first", "second"]
     assert attempts_of(row)[0]["cause"].startswith("upstream_protocol_error: ")
     assert row.request.account_id == second.account.pk
+
+
+def test_an_end_that_cannot_be_recorded_in_time_is_refused_and_recorded_later(
+    open_gateway, serve_upstream, monkeypatch
+):
+    native = serve_upstream("openai_compatible")
+    gateway = open_gateway(RECORDER_DEADLINE_S=0.5)
+    answer, is_asked, is_locked = native.double.answer, threading.Event(), threading.Event()
+
+    async def answer_once_locked(request, exchange):
+        if request.path == PATH:
+            is_asked.set()
+            await asyncio.to_thread(is_locked.wait, 20)
+        await answer(request, exchange)
+
+    monkeypatch.setattr(native.double, "answer", answer_once_locked)
+    with ThreadPoolExecutor(1) as client:
+        answered = client.submit(embed, gateway, native.model)
+        assert is_asked.wait(20)
+        with locked_database():
+            is_locked.set()
+            refused = answered.result(30)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "recorder_unavailable")
+    assert Response.objects.get().status == "in_progress"
+    # What happens by itself, minutes apart.
+    recorder = gateway.gateway.recorder
+    asyncio.run_coroutine_threadsafe(recorder.settle(), recorder._loop).result(20)
+    row = ended_response()
+    assert (row.status, row.response_id[:5]) == ("completed", "embd_")
+    assert row.request.request_id == refused.headers["x-request-id"]
 
 
 def test_an_account_of_another_kind_with_the_same_model_is_passed_over(

@@ -319,6 +319,17 @@ def test_what_redaction_changed_is_not_gone_on_from(open_gateway, upstream):
     assert "redacted" in error["message"]
 
 
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_system_text_that_redaction_changed_is_not_gone_on_from(open_gateway, upstream, role):
+    gateway = open_gateway(REDACTION=compile_rules(["heron"]))
+    given = [{"role": role, "content": "Speak of a heron."}, {"role": "user", "content": "Hello"}]
+    body = answered(gateway, upstream.model, given)
+    answer = ask(gateway, upstream.model, previous_response_id=body["id"])
+    assert answer.status_code == 400
+    assert "redacted" in answer.json()["error"]["message"]
+    assert len(upstream.turns) == 1
+
+
 def test_get_gives_the_response_that_was_given(open_gateway, upstream):
     gateway = open_gateway()
     upstream.enqueue(
