@@ -3,8 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SBOM ?= sbom.cdx.json
+CASES ?= 10000
 
-.PHONY: run test test-all check format bench pictures clean
+.PHONY: run test test-all check format bench pictures lock sbom fuzz clean
 
 run: $(VENV)/.run-ready
 	@exec $(BIN)/python manage.py serve
@@ -29,9 +31,31 @@ format: $(VENV)/.dev-ready
 bench: $(VENV)/.dev-ready
 	$(BIN)/python -m benchmarks $(ARGS)
 
+# Kills gateways under load: `make torture ENGINE=postgresql ROUNDS=100 SECONDS=600`.
+ENGINE ?= sqlite
+ROUNDS ?= 1000
+torture: $(VENV)/.dev-ready
+	@$(if $(filter postgresql,$(ENGINE)),.ci/postgresql) $(BIN)/python -m tests.faults.torture --engine $(ENGINE) \
+	  --rounds $(ROUNDS) $(if $(SECONDS),--limit $(SECONDS)) $(ARGS)
+
 # Of README and docs/admin.md; needs chromium.
 pictures: $(VENV)/.dev-ready
 	$(BIN)/python -m tests.browser.take_pictures
+
+# Of requirements*.in, for all platforms; versions that stand are kept.
+lock: $(VENV)/.dev-ready
+	@for name in requirements requirements-dev; do \
+	  { echo "# Made by \`make lock\` from $$name.in: every version and the hashes of its files."; \
+	    $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
+	      --no-annotate --quiet --output-file $$name.txt $$name.in $(ARGS); } >$$name.new \
+	  && mv $$name.new $$name.txt || { rm -f $$name.new; exit 1; }; done
+
+# What is installed to run, as a CycloneDX document.
+sbom: $(VENV)/.dev-ready
+	$(BIN)/cyclonedx-py requirements requirements.txt --output-reproducible --of JSON -o $(SBOM)
+
+fuzz: $(VENV)/.dev-ready
+	QWENPROXY_FUZZ_CASES=$(CASES) $(BIN)/python -m pytest tests/fuzz -m "slow or not slow" $(ARGS)
 
 clean:
 	rm -rf $(VENV)

@@ -59,7 +59,7 @@ class EchoDouble(OpenAICompatibleDouble):
         return Reply(text=f"answer to {messages[-1]['content']} {words}", delay_s=self.pace_s)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Answer:
     """What one client knows of one answer."""
 
@@ -93,6 +93,7 @@ class Load:
         self.urls = urls
         self.key = key
         self.turns = turns
+        # Those that came to an end of any kind.
         self.answers: list[Answer] = []
         # Clear text of what no gateway may say, first of all an error 500.
         self.complaints: list[str] = []
@@ -100,7 +101,7 @@ class Load:
         # Null: new ones begin until `stop`.
         self._left = max_conversations
         self._stopped = asyncio.Event()
-        self._running: set[int] = set()
+        self._running: list[Answer] = []
 
     def stop(self) -> None:
         """Let the answers that run come to their end, and ask nothing more."""
@@ -109,10 +110,14 @@ class Load:
     def note_kill(self, url: str) -> None:
         """Call it just before a process is killed: what came more than a second ago is to be kept."""
         now = time.monotonic()
-        for index in self._running:
-            answer = self.answers[index]
+        for answer in self._running:
             if answer.url == url and answer.killed_at is None:
                 answer.killed_at = now
+
+    def take(self) -> list[Answer]:
+        """Remove and return the answers that ended so far."""
+        ended, self.answers = self.answers, []
+        return ended
 
     async def run(self) -> None:
         limits = httpx.Limits(max_connections=self._conversations + 4)
@@ -152,9 +157,7 @@ class Load:
                 await asyncio.sleep(_PAUSE_S)
 
     async def _ask(self, client: httpx.AsyncClient, body: dict[str, Any], answer: Answer) -> None:
-        index = len(self.answers)
-        self.answers.append(answer)
-        self._running.add(index)
+        self._running.append(answer)
         url = f"{answer.url}/v1/chat/completions"
         try:
             async with client.stream("POST", url, json=body) as response:
@@ -170,7 +173,8 @@ class Load:
         except httpx.TransportError:
             pass
         finally:
-            self._running.discard(index)
+            self._running.remove(answer)
+            self.answers.append(answer)
 
     def _read_whole(self, found: dict[str, Any], answer: Answer) -> None:
         answer.response_id = found["id"]
@@ -229,7 +233,7 @@ LEFT JOIN sessions_app_message m ON m.id = r.reply_id
 LEFT JOIN sessions_app_message p ON p.id = q.prompt_id
 WHERE r.response_id IN ({})
 """
-_HALF_ROWS = {
+_BROKEN = {
     "requests without a response": """
 SELECT q.request_id FROM requests_app_request q
 LEFT JOIN requests_app_response r ON r.request_id = q.id WHERE r.id IS NULL""",
@@ -242,17 +246,14 @@ JOIN requests_app_response r ON r.id = p.response_id WHERE r.status <> 'in_progr
     "questions with two requests": """
 SELECT m.content FROM requests_app_request q JOIN sessions_app_message m ON m.id = q.prompt_id
 GROUP BY m.id, m.content HAVING COUNT(*) > 1""",
+    "responses without an end state": """
+SELECT response_id FROM requests_app_response WHERE status = 'in_progress'""",
 }
-_RUNNING = "SELECT response_id FROM requests_app_response WHERE status = 'in_progress'"
 _CONTENTS = "SELECT session_id, content FROM sessions_app_message"
 
 
-def check(database_url: str, answers: Iterable[Answer], *, is_settled: bool = True) -> Findings:
-    """Compare what clients received with the record.
-
-    Call it when the processes that were killed have been settled (at the start of the next one);
-    `is_settled` says besides that nothing runs, so that no answer may be in progress.
-    """
+def compare(database_url: str, answers: Iterable[Answer]) -> Findings:
+    """Compare what clients received with the record; processes that were killed are settled by now."""
     found = Findings()
     known = [answer for answer in answers if answer.response_id]
     for start in range(0, len(known), 500):
@@ -262,12 +263,14 @@ def check(database_url: str, answers: Iterable[Answer], *, is_settled: bool = Tr
         recorded = {row[0]: row[1:] for row in rows}
         for answer in part:
             _compare(answer, recorded.get(answer.response_id), found)
-    for what, sql in _HALF_ROWS.items():
+    return found
+
+
+def check(database_url: str, answers: Iterable[Answer]) -> Findings:
+    """Do that and look at all rows; no gateway has anything to do any more."""
+    found = compare(database_url, answers)
+    for what, sql in _BROKEN.items():
         found.differences += [f"{what}: {row[0]}" for row in read_rows(database_url, sql)]
-    if is_settled:
-        found.differences += [
-            f"no end state: {row[0]}" for row in read_rows(database_url, _RUNNING)
-        ]
     secrets: dict[str, set[str]] = {}
     for session_id, content in read_rows(database_url, _CONTENTS):
         secrets.setdefault(session_id, set()).update(SECRET.findall(content))
