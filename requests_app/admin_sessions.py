@@ -70,7 +70,7 @@ class SessionAdmin(PageAdmin):
     actions = ("pin", "unpin")
     list_select_related = ("api_key",)
     search_fields = ("id",)
-    search_help_text = "A session's id or its beginning, the client's own id, the start of a title"
+    search_help_text = "Id, client's id, start of a title"
     default_span = DEFAULT_SPAN
 
     class Media:
