@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SBOM ?= sbom.cdx.json
 CASES ?= 10000
 
-.PHONY: run test test-all check format bench pictures lock sbom fuzz clean
+.PHONY: run test test-all check format bench torture pictures lock sbom fuzz clean
 
 run: $(VENV)/.run-ready
 	@exec $(BIN)/python manage.py serve
