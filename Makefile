@@ -4,9 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SBOM ?= sbom.cdx.json
-CASES ?= 10000
 
-.PHONY: run test test-all check format bench torture pictures lock sbom fuzz clean
+.PHONY: run test test-all check format bench torture pictures lock sbom clean
 
 run: $(VENV)/.run-ready
 	@exec $(BIN)/python manage.py serve
@@ -53,9 +52,6 @@ lock: $(VENV)/.dev-ready
 # What is installed to run, as a CycloneDX document.
 sbom: $(VENV)/.dev-ready
 	$(BIN)/cyclonedx-py requirements requirements.txt --output-reproducible --of JSON -o $(SBOM)
-
-fuzz: $(VENV)/.dev-ready
-	QWENPROXY_FUZZ_CASES=$(CASES) $(BIN)/python -m pytest tests/fuzz -m "slow or not slow" $(ARGS)
 
 clean:
 	rm -rf $(VENV)

@@ -89,6 +89,20 @@ class GatewayAdminSite(AdminSite):
     # There is no site besides it.
     site_url = None
 
+    def login(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        # Not at the top: this module is loaded before the models are.
+        from qwenproxy.access.sign_in import SignInForm
+
+        self.login_form = SignInForm
+        response = super().login(request, extra_context)
+        form = (getattr(response, "context_data", None) or {}).get("form")
+        if isinstance(form, SignInForm) and form.wait_s:
+            response.status_code = 429
+            response.headers["Retry-After"] = str(form.wait_s)
+        return response
+
     def get_urls(self) -> list[URLPattern | URLResolver]:
         # Not at the top: this module is loaded before the models are.
         from qwenproxy.dashboard import playground

@@ -26,8 +26,11 @@ from django.contrib.staticfiles.finders import get_finders  # noqa: E402
 from django.db import DatabaseError  # noqa: E402
 from servestatic import ServeStaticASGI  # type: ignore[import-untyped]  # noqa: E402  # has no types
 
-from qwenproxy.asgi_handler import LeanHandler  # noqa: E402
+from qwenproxy.asgi_handler import LeanHandler, refuse  # noqa: E402
+from qwenproxy.asgi_limits import is_admin_side  # noqa: E402
+from qwenproxy.asgi_uploads import bounded  # noqa: E402
 from qwenproxy.database import close_pool, run_in_db  # noqa: E402
+from qwenproxy.errors import NotFound  # noqa: E402
 from qwenproxy.health import schema_problem  # noqa: E402
 from qwenproxy.proxy.gateway import Gateway, TurnSettings  # noqa: E402
 from qwenproxy.proxy.routing import Routing  # noqa: E402
@@ -42,8 +45,11 @@ from requests_app.retention_task import Retention  # noqa: E402
 logger = logging.getLogger(__name__)
 
 _LEAN_PATHS = frozenset(("/health", "/healthz", "/health/detailed", "/readyz", "/metrics"))
+_LEAN_PREFIXES = ("/v1/", "/api/")
 # Pages of Django's own: they render templates.
 _STOCK_PATHS = ("/v1/docs", "/v1/openapi.json")
+# What is left where the admin has an address of its own: those, and their scripts.
+_PUBLIC_PATHS = (*_STOCK_PATHS, "/static/ninja/")
 _LOOK_EVERY_S = 2.0
 
 
@@ -51,7 +57,7 @@ class Application:
     """`gateway` exists between lifespan's startup and shutdown, once the schema is ready."""
 
     def __init__(self) -> None:
-        self._stock = stock_application()
+        self._stock = bounded(stock_application())
         self._lean = LeanHandler()
         self.gateway: Gateway | None = None
 
@@ -59,9 +65,13 @@ class Application:
         if scope["type"] == "http":
             path: str = scope["path"]
             if path in _LEAN_PATHS or (
-                path.startswith(("/v1/", "/api/")) and not path.startswith(_STOCK_PATHS)
+                path.startswith(_LEAN_PREFIXES) and not path.startswith(_STOCK_PATHS)
             ):
                 await self._lean(scope, receive, send, self.gateway)
+            elif _is_of_api(path) or not (
+                is_admin_side(scope.get("server")) or path.startswith(_PUBLIC_PATHS)
+            ):
+                await refuse(NotFound(f"there is no {path}", code="unknown_url"), path, send)
             else:
                 # The health page tells of this process what only the gateway knows.
                 await self._stock({**scope, "gateway": self.gateway}, receive, send)
@@ -144,6 +154,11 @@ def stock_application() -> ServeStaticASGI:
         for storage in finder.storages.values():  # type: ignore[attr-defined]
             files.add_files(storage.location, prefix=settings.STATIC_URL)
     return files
+
+
+def _is_of_api(path: str) -> bool:
+    """Tell whether the path was to be one of the API's, whose clients read JSON: `//v1/models`, `/v1`."""
+    return not path.startswith(_STOCK_PATHS) and f"/{path.lstrip('/')}/".startswith(_LEAN_PREFIXES)
 
 
 def _tell_failure(starting: asyncio.Task[Callable[[], Awaitable[None]]]) -> None:

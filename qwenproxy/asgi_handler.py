@@ -226,6 +226,13 @@ def error_response(error: GatewayError, path: str) -> HttpResponse:
     )
 
 
+async def refuse(error: GatewayError, path: str, send: Send) -> None:
+    """Answer with the error, and close the connection: the body is not read."""
+    response = error_response(error, path)
+    response["Connection"] = "close"
+    await _send_whole(response, send, {})
+
+
 async def _send_whole(response: HttpResponseBase, send: Send, extra: dict[str, str]) -> None:
     assert isinstance(response, HttpResponse)
     content = response.content

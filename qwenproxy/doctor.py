@@ -112,7 +112,8 @@ def _configuration() -> Iterator[Found]:
             "clients reach the gateway without TLS: keys and conversations can be read on the way",
             "put a TLS proxy in front and set QWENPROXY_PUBLIC_URL to its https:// address",
         )
-    yield "ok", f"version {settings.VERSION}, {settings.HOST}:{settings.PORT}", ""
+    admin = "; admin on {}:{} alone".format(*settings.ADMIN_BIND) if settings.ADMIN_BIND else ""
+    yield "ok", f"version {settings.VERSION}, {settings.HOST}:{settings.PORT}{admin}", ""
 
 
 def _files() -> Iterator[Found]:

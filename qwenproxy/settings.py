@@ -11,6 +11,7 @@ import os
 import secrets
 import time
 from datetime import UTC, tzinfo
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -89,6 +90,29 @@ def _choice(name: str, default: _T, *others: _T) -> _T:
     raise ImproperlyConfigured(f"{name} must be one of {choices}, not {value!r}")
 
 
+def _address(name: str) -> tuple[str, int] | None:
+    """Of `host:port`; a host with colons stands in brackets."""
+    value = _text(name)
+    if not value:
+        return None
+    host, _, port = value.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ImproperlyConfigured(
+            f"{name} must be an address and a port such as 127.0.0.1:8101, not {value!r}"
+        )
+    return host, int(port)
+
+
+def _networks(name: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    try:
+        return tuple(ip_network(item) for item in _list(name))
+    except ValueError as exc:
+        raise ImproperlyConfigured(
+            f"{name} must be addresses or networks such as 10.0.0.0/8: {exc}"
+        ) from exc
+
+
 def _zone(name: str) -> tzinfo:
     value = _text(name)
     if value in ("", "UTC"):
@@ -131,6 +155,13 @@ def _url(name: str) -> str:
 DEBUG = _bool("QWENPROXY_DEBUG", False)
 HOST = _text("QWENPROXY_HOST", "127.0.0.1")
 PORT = _whole("QWENPROXY_PORT", 8100, maximum=65535)
+# Where the admin is served, and then nowhere else; null: beside the API.
+ADMIN_BIND = _address("QWENPROXY_ADMIN_BIND")
+if ADMIN_BIND is not None and ADMIN_BIND[1] == PORT:
+    # The port tells where a request came in: an address may be any of the machine's.
+    raise ImproperlyConfigured("QWENPROXY_ADMIN_BIND needs another port than QWENPROXY_PORT")
+# Whose X-Forwarded-For is believed.
+TRUSTED_PROXIES = _networks("QWENPROXY_TRUSTED_PROXIES")
 DATA_DIR = Path(_text("QWENPROXY_DATA_DIR") or BASE_DIR / "data").expanduser().absolute()
 PUBLIC_URL = _url("QWENPROXY_PUBLIC_URL")
 # Whose hours and days statistics are cut into.
@@ -301,6 +332,8 @@ QWEN_PARENT_RULE: Literal["response_id", "parent_id"] = _choice(
     "QWENPROXY_QWEN_PARENT_RULE", "response_id", "parent_id"
 )
 MAX_BODY_BYTES = int(_number("QWENPROXY_MAX_BODY_MB", 32) * 2**20)
+MAX_CONNECTIONS = _whole("QWENPROXY_MAX_CONNECTIONS", 4096, minimum=1)
+REQUEST_TIMEOUT_S = _number("QWENPROXY_REQUEST_TIMEOUT_S", 30, minimum=0.1)
 SEND_BUFFER_BYTES = int(_number("QWENPROXY_SEND_BUFFER_MB", 16) * 2**20)
 MAX_ANSWER_CHARS = int(_number("QWENPROXY_MAX_ANSWER_MB", 16, minimum=0.001) * 2**20)
 SEND_TIMEOUT_S = _number("QWENPROXY_SEND_TIMEOUT_S", 120, minimum=0.1)
@@ -383,8 +416,10 @@ JSON_BY_INSTRUCTION_ACCOUNTS = _list("QWENPROXY_JSON_BY_INSTRUCTION_ACCOUNTS")
 # --- Django ---
 
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", *_list("QWENPROXY_ALLOWED_HOSTS")]
-if HOST not in ("0.0.0.0", "::", ""):  # noqa: S104  # compared, not bound
-    ALLOWED_HOSTS.append(f"[{HOST}]" if ":" in HOST else HOST)
+for _host in (HOST, ADMIN_BIND[0] if ADMIN_BIND else ""):
+    _name = f"[{_host}]" if ":" in _host else _host
+    if _host not in ("0.0.0.0", "::", "") and _name not in ALLOWED_HOSTS:  # noqa: S104  # compared
+        ALLOWED_HOSTS.append(_name)
 if PUBLIC_URL:
     ALLOWED_HOSTS.append(urlsplit(PUBLIC_URL).hostname or "")
     CSRF_TRUSTED_ORIGINS = ["{0.scheme}://{0.netloc}".format(urlsplit(PUBLIC_URL))]
@@ -392,6 +427,9 @@ if PUBLIC_URL.startswith("https:"):
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
     SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
     SECURE_HSTS_SECONDS = 3600
+    # `check --deploy`. Sub-domains and browsers' lists are for the domain's owner to decide, and http is
+    # sent to https by the proxy with the certificate: here probes and the admin's own address speak http.
+    SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W008", "security.W021"]
 
 INSTALLED_APPS = [
     "qwenproxy.apps.GatewayConfig",

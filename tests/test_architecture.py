@@ -20,6 +20,8 @@ ROOTS = (
     "qwenproxy.api",
     "qwenproxy.asgi",
     "qwenproxy.asgi_handler",
+    "qwenproxy.asgi_limits",
+    "qwenproxy.asgi_uploads",
     "qwenproxy.dashboard",
     "qwenproxy.doctor",
     "qwenproxy.health",

@@ -22,6 +22,7 @@ from django.db import connections
 
 from qwenproxy.access import first_start
 from qwenproxy.asgi import application
+from qwenproxy.asgi_limits import BoundedProtocol, sweep
 from qwenproxy.proxy import discovery
 from qwenproxy.schema.responder import Responder
 from qwenproxy.schema.startup import bring_up_to_date
@@ -29,6 +30,8 @@ from qwenproxy.schema.watch import Progress, Watch
 
 # Beyond the drain's deadline: interrupted turns record their end and say so to their clients.
 _GRACE_S = 10
+# uvicorn ticks ten times a second.
+_TICKS_PER_SWEEP = 10
 
 
 class _Server(uvicorn.Server):
@@ -46,6 +49,11 @@ class _Server(uvicorn.Server):
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS_PER_SWEEP == 0:
+            sweep(self.server_state.connections, asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if application.gateway is not None:
@@ -72,40 +80,33 @@ class Command(BaseCommand):
     def handle(self, *args: Any, host: str, port: int, migrate: str, **options: Any) -> None:
         # Conversations, backups and locks are this user's alone.
         os.umask(0o077)
-        listener = _bind(host, port)
-        port = listener.getsockname()[1]
-        address = f"http://{_shown_host(host)}:{port}"
+        listeners = _bind_all(host, port)
+        port = listeners[0].getsockname()[1]
+        address = _url(host, port)
+        admin_address = _url(*settings.ADMIN_BIND) if settings.ADMIN_BIND else address
         progress = Progress()
-        # Until the server takes over: probes and clients are answered from the first moment.
-        with Watch(connections["default"], progress, self._say), Responder(listener, progress):
+        with contextlib.ExitStack() as starting:
+            starting.enter_context(Watch(connections["default"], progress, self._say))
+            # Until the server takes over: probes and clients are answered from the first moment.
+            for listener in listeners:
+                starting.enter_context(Responder(listener, progress))
             bring_up_to_date(self._say, progress=progress, mode=migrate)
             try:
                 begun = first_start.prepare()
             except ImproperlyConfigured as exc:
                 raise CommandError(str(exc)) from exc
-            self._introduce(begun, address)
+            self._introduce(begun, address, admin_address)
             if settings.DISCOVER_UPSTREAMS:
                 self._discover(port)
-        config = uvicorn.Config(
-            application,
-            loop="uvloop",
-            http="httptools",
-            lifespan="on",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            date_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=int(settings.DRAIN_TIMEOUT_S + _GRACE_S),
-            timeout_keep_alive=75,
-        )
+        if settings.ADMIN_BIND:
+            self._say(f"Admin on {admin_address}/admin/, and nowhere else")
         self._say(f"Serving on {address} (Ctrl-C stops)")
         # What is loaded by now stays: the collector need not look at it for every few hundred objects
         # that a turn makes (about a tenth of a request's time, docs/performance.md).
         gc.freeze()
         gc.set_threshold(25_000, 20, 50)
-        server = _Server(config)
-        server.run(sockets=[listener])
+        server = _Server(_config())
+        server.run(sockets=listeners)
         if not server.started:
             raise CommandError("The gateway could not start; the log above says why.")
 
@@ -113,12 +114,12 @@ class Command(BaseCommand):
         self.stdout.write(line)
         self.stdout.flush()
 
-    def _introduce(self, begun: first_start.FirstStart, address: str) -> None:
+    def _introduce(self, begun: first_start.FirstStart, address: str, admin_address: str) -> None:
         """Tell what the first start made; the secrets are shown here and never again."""
         lines = []
         if begun.admin_password:
             lines += [
-                f"  Admin      {address}/admin/",
+                f"  Admin      {admin_address}/admin/",
                 f"  User       {begun.admin_user}",
                 f"  Password   {begun.admin_password}",
                 "             (shown once; another: .venv/bin/python manage.py changepassword "
@@ -139,7 +140,7 @@ class Command(BaseCommand):
         if begun.demo:
             self._say(
                 "No upstream is connected yet: the built-in demo answers as qwen-demo. "
-                f"Add one at {address}/admin/access/upstreamaccount/add/"
+                f"Add one at {admin_address}/admin/access/upstreamaccount/add/"
             )
 
     def _discover(self, port: int) -> None:
@@ -150,7 +151,39 @@ class Command(BaseCommand):
             )
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _config() -> uvicorn.Config:
+    return uvicorn.Config(
+        application,
+        loop="uvloop",
+        http=BoundedProtocol,
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=int(settings.DRAIN_TIMEOUT_S + _GRACE_S),
+        timeout_keep_alive=75,
+    )
+
+
+def _bind_all(host: str, port: int) -> list[socket.socket]:
+    """The public socket, then the admin's where it has its own."""
+    listeners = [_bind(host, port)]
+    if settings.ADMIN_BIND is None:
+        return listeners
+    admin_host, admin_port = settings.ADMIN_BIND
+    try:
+        if listeners[0].getsockname()[1] == admin_port:
+            raise CommandError("QWENPROXY_ADMIN_BIND needs another port than the API's")
+        return [*listeners, _bind(admin_host, admin_port, way_out="QWENPROXY_ADMIN_BIND")]
+    except CommandError:
+        listeners[0].close()
+        raise
+
+
+def _bind(host: str, port: int, way_out: str = "QWENPROXY_PORT=8101 make run") -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     if sys.platform != "win32":
@@ -164,11 +197,15 @@ def _bind(host: str, port: int) -> socket.socket:
         if exc.errno == errno.EADDRINUSE:
             raise CommandError(
                 f"Port {port} of {host} is taken by another program. "
-                "Stop that one, or choose another port: QWENPROXY_PORT=8101 make run"
+                f"Stop that one, or choose another port: {way_out}"
             ) from exc
         raise CommandError(f"Cannot listen on {host}:{port}: {exc.strerror}") from exc
     listener.set_inheritable(False)
     return listener
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://{_shown_host(host)}:{port}"
 
 
 def _shown_host(host: str) -> str:

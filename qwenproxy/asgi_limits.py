@@ -1,0 +1,140 @@
+"""What a connection may cost before its request is whole: time, bytes of its head, and how many there are.
+
+uvicorn bounds none of these. A request that does not come in time is answered 408, a head that is too long
+431, a connection too many 503. A running answer is never cut here: only what the client itself still owes
+is timed. One sweep a second looks at all connections, so that no request costs a timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+from collections.abc import Iterable
+
+from django.conf import settings
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from qwenproxy.errors import GatewayError, InvalidRequest, error_body
+from qwenproxy.wire import json
+
+MAX_HEAD_BYTES = 64 * 1024
+# A slower body than this is not waited for, once the time that every request has is over.
+MIN_BODY_BYTES_PER_S = 8 * 1024
+# Of the marks between chunks of a body and what may follow it, for each byte of it.
+_FRAMING = 16
+
+
+def is_admin_side(server: tuple[str, int | None] | None) -> bool:
+    """Tell whether the admin is served at this own address of a connection (an ASGI scope's `server`)."""
+    bind = settings.ADMIN_BIND
+    return bind is None or (server is not None and server[1] == bind[1])
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with bounds; its times hold where `sweep` is called now and then."""
+
+    # Loop time at which the request began that is not whole yet; null: none is awaited.
+    _begun_s: float | None = None
+    _in_head = True
+    _received_bytes = 0
+    _body_bytes = 0
+    _refusal = 400
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._begun_s = self.loop.time()
+        is_own = settings.ADMIN_BIND is not None and is_admin_side(self.server)
+        # The admin's own address answers its operator also while the other one is flooded.
+        if len(self.connections) > settings.MAX_CONNECTIONS and not is_own:
+            self._refuse(503)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        self._received_bytes += len(data)
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._begun_s is None:
+            if self.cycle.response_complete:
+                # Blank lines between requests: they have ended the wait for the next one.
+                self._begun_s = self.loop.time()
+            return
+        allowed = (
+            MAX_HEAD_BYTES if self._in_head else _FRAMING * (MAX_HEAD_BYTES + self._body_bytes)
+        )
+        if self._received_bytes > allowed:
+            self._refuse(431)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._begun_s = self.loop.time()
+        self._in_head = True
+        self._body_bytes = 0
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        if self._received_bytes > MAX_HEAD_BYTES:
+            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if size > MAX_HEAD_BYTES:
+                self._refusal = 431
+                # Ends the parser, which then asks for the answer to a bad request.
+                raise ValueError("the head is too long")
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._begun_s = None
+        self._in_head = True
+        self._received_bytes = 0
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(self._refusal)
+
+    def end_if_late(self, now_s: float) -> None:
+        """Answer 408 where the client had its time for the request, by the loop's clock."""
+        if self._begun_s is None or self.transport.is_closing():
+            return
+        if self.flow.read_paused or (self._in_head and self._is_answering()):
+            # It is us who do not read, or an earlier answer that still runs.
+            self._begun_s = now_s
+            return
+        allowed_s = settings.REQUEST_TIMEOUT_S + self._body_bytes / MIN_BODY_BYTES_PER_S
+        if now_s - self._begun_s > allowed_s:
+            self._refuse(408)
+
+    def _is_answering(self) -> bool:
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def _refuse(self, status: int) -> None:
+        """Close the connection, with an answer unless another has begun on it."""
+        if not self._is_answering() or not self.cycle.response_started:
+            body = json.dumps(error_body(_error(status), ""))
+            self.transport.write(
+                b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+                b"connection: close\r\n\r\n%b"
+                % (status, http.HTTPStatus(status).phrase.encode(), len(body), body)
+            )
+        self.transport.close()
+
+
+def sweep(connections: Iterable[object], now_s: float) -> None:
+    """End the connections that are late with their requests."""
+    for connection in tuple(connections):
+        if isinstance(connection, BoundedProtocol):
+            connection.end_if_late(now_s)
+
+
+def _error(status: int) -> GatewayError:
+    messages = {
+        400: "this is no HTTP request",
+        408: "the request did not come in time (QWENPROXY_REQUEST_TIMEOUT_S)",
+        431: f"the request's head has more than {MAX_HEAD_BYTES} bytes",
+        503: "too many connections (QWENPROXY_MAX_CONNECTIONS)",
+    }
+    return InvalidRequest(messages[status], status=status)

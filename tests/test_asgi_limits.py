@@ -1,0 +1,179 @@
+"""What a client may take of the server before its request is whole, by raw sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+
+import pytest
+import uvicorn
+
+from qwenproxy.asgi_limits import MAX_HEAD_BYTES, BoundedProtocol, sweep
+from qwenproxy.asgi_uploads import MAX_FORM_BYTES
+from tests.doubles.server import _Server as _QuickServer
+
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+
+
+class _Server(_QuickServer):
+    """Looks at its connections as `serve` does, more often."""
+
+    async def main_loop(self) -> None:
+        while not self._stop.is_set():
+            sweep(self.server_state.connections, asyncio.get_running_loop().time())
+            await asyncio.sleep(0.02)
+
+
+async def answer(scope, receive, send):
+    while (message := await receive()).get("more_body"):
+        pass
+    if message["type"] == "http.request":
+        headers = [(b"content-length", b"2")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.fixture
+def connect(settings):
+    """Open connections to a server."""
+    settings.REQUEST_TIMEOUT_S = 30
+    config = uvicorn.Config(
+        answer,
+        http=BoundedProtocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="critical",
+    )
+    server = _Server(config)
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    assert server.ready.wait(30)
+    opened = []
+
+    def connect():
+        opened.append(socket.create_connection(listener.getsockname(), 30))
+        return opened[-1]
+
+    yield connect
+    for connection in opened:
+        connection.close()
+    server.stop()
+    thread.join(30)
+    listener.close()
+
+
+def answer_of(connection):
+    """Status and error of what comes until the server closes."""
+    received = b""
+    try:
+        while piece := connection.recv(65536):
+            received += piece
+    except ConnectionResetError:
+        pass
+    head, _, body = received.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)["error"]
+
+
+def drip(connection, data):
+    """Send as slowly as the server lets us, until it closes."""
+    connection.settimeout(0.02)
+    for byte in data:
+        try:
+            connection.send(bytes([byte]))
+            if connection.recv(65536, socket.MSG_PEEK):
+                break
+        except TimeoutError:
+            continue
+        except OSError:
+            break
+    connection.settimeout(30)
+
+
+def test_slow_clients_are_ended_and_say_why(connect, settings):
+    settings.REQUEST_TIMEOUT_S = 0.3
+    silent, head, body = connect(), connect(), connect()
+    head.sendall(HEAD)
+    body.sendall(HEAD + b"Content-Length: 1000\r\n\r\n")
+    drip(body, b"x" * 200)
+    for connection in (silent, head, body):
+        status, error = answer_of(connection)
+        assert status == 408
+        assert error["type"] == "invalid_request_error"
+
+
+def test_blank_lines_do_not_hold_a_connection(connect, settings):
+    connection = connect()
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    settings.REQUEST_TIMEOUT_S = 0.3
+    drip(connection, b"\r\n" * 100)
+    assert answer_of(connection)[0] == 408
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"X-A: " + b"a" * 2 * MAX_HEAD_BYTES, id="unfinished"),
+        pytest.param(b"X-A: " + b"a" * 2 * MAX_HEAD_BYTES + b"\r\n\r\n", id="whole"),
+        pytest.param(b"".join(b"X-%d: a\r\n" % n for n in range(20_000)), id="many"),
+        pytest.param(
+            b"Transfer-Encoding: chunked\r\n\r\n1;" + b"a" * 32 * MAX_HEAD_BYTES, id="chunk"
+        ),
+    ],
+)
+def test_a_head_that_is_too_long_is_refused(connect, data):
+    connection = connect()
+    try:
+        connection.sendall(HEAD + data)
+    except OSError:
+        # It has answered before all was sent.
+        pass
+    status, error = answer_of(connection)
+    assert status == 431
+    assert error["message"]
+
+
+def test_one_connection_too_many_is_503_and_a_free_place_is_taken(connect, settings):
+    settings.MAX_CONNECTIONS = 2
+    first, second = connect(), connect()
+    for connection in (first, second):
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    assert answer_of(connect())[0] == 503
+    first.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    while first.recv(65536):
+        pass
+    again = connect()
+    again.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert again.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_what_is_no_http_is_400(connect):
+    connection = connect()
+    connection.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n")
+    assert answer_of(connection)[0] == 400
+
+
+def test_a_form_is_bounded(http):
+    answer = http.post("/admin/login/", content=b"a" * (MAX_FORM_BYTES + 1))
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "body_too_large"
+    assert http.post("/admin/login/", content=b"a" * 1000).status_code == 403
+
+
+@pytest.mark.parametrize("path", ["//v1/models", "///v1/chat/completions", "/v1", "//api/schema/"])
+def test_a_path_that_was_to_be_the_api_s_is_404_in_json(http, path):
+    url = f"{str(http.base_url).rstrip('/')}{path}"
+    answer = http.post(url, content=b"{}")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "unknown_url"
+
+
+def test_a_body_with_a_byte_order_mark_is_a_clear_400(http):
+    answer = http.post("/v1/chat/completions", content=b'\xef\xbb\xbf{"messages": []}')
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
