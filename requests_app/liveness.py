@@ -58,17 +58,7 @@ class WorkerLock:
                 "SELECT pg_try_advisory_xact_lock(%s)", [_advisory_key(worker_id)]
             ).fetchone()
             return bool(taken[0])
-        try:
-            descriptor = os.open(self._path(worker_id), os.O_RDWR)
-        except FileNotFoundError:
-            return True
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(descriptor)
-        return True
+        return is_file_lock_free(self.directory, worker_id)
 
     def forget(self, worker_id: str) -> None:
         """Remove what a dead worker's lock left behind."""
@@ -82,4 +72,23 @@ class WorkerLock:
             self._file = None
 
     def _path(self, worker_id: str) -> Path:
-        return self.directory / f"{UUID(worker_id)}.lock"
+        return _file_of(self.directory, worker_id)
+
+
+def is_file_lock_free(directory: Path, worker_id: str) -> bool:
+    """Whether no process holds the lock of a worker on SQLite."""
+    try:
+        descriptor = os.open(_file_of(directory, worker_id), os.O_RDWR)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _file_of(directory: Path, worker_id: str) -> Path:
+    return directory / f"{UUID(worker_id)}.lock"

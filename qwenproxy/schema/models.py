@@ -20,7 +20,7 @@ class MigrationEvent(models.Model):
     # Empty for a backup or a restore; `name` is the file then.
     app = models.CharField(max_length=255)
     name = models.CharField(max_length=255)
-    # apply, unapply, fake, adopt (was there before the history), backup, restore
+    # apply, unapply, fake, adopt (was there before the history), backup, restore, copy
     action = models.CharField(max_length=16)
     # started, ok, failed, interrupted
     status = models.CharField(max_length=16)

@@ -31,6 +31,7 @@ _WORDS = {
     "adopt": "noted",
     "backup": "backup",
     "restore": "restored",
+    "copy": "copied from SQLite",
 }
 
 
