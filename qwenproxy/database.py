@@ -1,9 +1,10 @@
 """The bridge from the event loop to Django's ORM: `run_in_db`.
 
 A small pool of threads runs plain synchronous functions, each thread on a connection of its own that
-stays open between calls (a call costs 67 µs; with a connection per call it was 965). Every statement has
-a time limit, so that one slow query delays nobody else for long. A connection that failed is dropped and
-opened anew by the next call; the error itself goes to the caller.
+stays open between calls (a call costs 67 µs; with a connection per call it was 965). What is read of the
+record has one more thread (`read_in_db`). Every statement has a time limit, so that one slow query delays
+nobody else for long. A connection that failed is dropped and opened anew by the next call; the error
+itself goes to the caller.
 
 This is the home of executors, with the recorder's thread the only ones. It retries nothing.
 """
@@ -25,6 +26,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 THREADS = 2
+# Of those that read for reports: chats wait for the others, and share the interpreter with one of these.
+READ_THREADS = 1
 STATEMENT_TIMEOUT_S = 10.0
 # SQLite's virtual machine asks for the deadline once in so many instructions, about once a millisecond.
 _INSTRUCTIONS_BETWEEN_CHECKS = 20_000
@@ -43,10 +46,10 @@ _state = _ThreadState()
 
 
 class _Pool:
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
         self.connections: list[BaseDatabaseWrapper] = []
         self.executor = ThreadPoolExecutor(
-            THREADS, thread_name_prefix="qwenproxy-db", initializer=self._register
+            threads, thread_name_prefix="qwenproxy-db", initializer=self._register
         )
 
     def _register(self) -> None:
@@ -65,16 +68,16 @@ class _Pool:
             connection.close()
 
 
-_pool: _Pool | None = None
+# By the number of their threads.
+_pools: dict[int, _Pool] = {}
 _pool_lock = threading.Lock()
 
 
-def _executor() -> ThreadPoolExecutor:
-    global _pool
+def _executor(threads: int) -> ThreadPoolExecutor:
     with _pool_lock:
-        if _pool is None:
-            _pool = _Pool()
-        return _pool.executor
+        if threads not in _pools:
+            _pools[threads] = _Pool(threads)
+        return _pools[threads].executor
 
 
 async def run_in_db(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -85,18 +88,30 @@ async def run_in_db(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
     A cancelled caller does not stop a function that already runs.
     """
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_executor(), partial(_call, function, *args, **kwargs))
+    call = partial(_call, function, *args, **kwargs)
+    return await loop.run_in_executor(_executor(THREADS), call)
+
+
+async def read_in_db(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """The same for what is read of the record, one call at a time.
+
+    Statistics and searches take long: in a thread of their own they wait for each other, and chats, whose
+    keys and accounts are read by `run_in_db`, do not wait for them.
+    """
+    loop = asyncio.get_running_loop()
+    call = partial(_call, function, *args, **kwargs)
+    return await loop.run_in_executor(_executor(READ_THREADS), call)
 
 
 def close_pool() -> None:
-    """Wait for the running calls, close the pool's connections and end its threads.
+    """Wait for the running calls, close the pools' connections and end their threads.
 
     Blocks. The next `run_in_db` starts a new pool.
     """
-    global _pool
     with _pool_lock:
-        pool, _pool = _pool, None
-    if pool is not None:
+        pools = list(_pools.values())
+        _pools.clear()
+    for pool in pools:
         pool.close()
 
 

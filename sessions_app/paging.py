@@ -16,7 +16,7 @@ from typing import Any, ParamSpec
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse, QueryDict
 
-from qwenproxy.database import run_in_db
+from qwenproxy.database import read_in_db
 from qwenproxy.errors import InvalidRequest
 from qwenproxy.wire import json
 from qwenproxy.wire.json import JSONObject
@@ -72,12 +72,12 @@ class Fetched:
 async def json_answer(
     function: Callable[_P, JSONObject], *args: _P.args, **kwargs: _P.kwargs
 ) -> HttpResponse:
-    """Run a query function in the database pool and answer with its object, encoded there as well."""
+    """Run a query function beside what chats wait for, and answer with its object, encoded there as well."""
 
     def encoded() -> bytes:
         return json.dumps(function(*args, **kwargs))
 
-    return HttpResponse(await run_in_db(encoded), content_type="application/json")
+    return HttpResponse(await read_in_db(encoded), content_type="application/json")
 
 
 def visible_key(request: HttpRequest) -> int | None:

@@ -12,7 +12,7 @@ from django.contrib.contenttypes.models import ContentType
 from django.db import IntegrityError, InterfaceError, OperationalError, connection
 
 from qwenproxy import database
-from qwenproxy.database import close_pool, is_connection_error, run_in_db
+from qwenproxy.database import close_pool, is_connection_error, read_in_db, run_in_db
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -71,6 +71,19 @@ def test_calls_run_beside_each_other_up_to_the_number_of_threads():
         return await asyncio.gather(*waits)
 
     assert sorted(asyncio.run(calls())) == list(range(database.THREADS))
+
+
+def test_what_chats_wait_for_does_not_wait_for_reports():
+    ended = threading.Event()
+
+    async def calls():
+        reports = [asyncio.create_task(read_in_db(ended.wait, 30)) for _ in range(20)]
+        chats = [await asyncio.wait_for(run_in_db(int), 20) for _ in range(5)]
+        begun = any(report.done() for report in reports)
+        ended.set()
+        return chats, begun, await asyncio.gather(*reports)
+
+    assert asyncio.run(calls()) == ([0] * 5, False, [True] * 20)
 
 
 def test_a_statement_that_takes_too_long_is_ended(monkeypatch):
@@ -143,7 +156,7 @@ def test_an_idle_connection_that_died_is_replaced_before_use(monkeypatch):
 
 def test_closing_ends_threads_and_connections():
     asyncio.run(run_in_db(driver_connection))
-    pool = database._pool
+    pool = database._pools[database.THREADS]
     close_pool()
     assert [kept.connection for kept in pool.connections] == [None] * len(pool.connections)
     assert not [t for t in threading.enumerate() if t.name.startswith("qwenproxy-db")]
@@ -155,7 +168,7 @@ def test_closing_works_on_a_thread_that_runs_a_loop():
         close_pool()
 
     asyncio.run(call_and_close())
-    assert database._pool is None
+    assert database._pools == {}
 
 
 def test_a_cancelled_caller_leaves_the_pool_usable():
