@@ -184,7 +184,7 @@ def table(summary: Summary) -> str:
         ("killed (SIGKILL)", f"{summary.killed:,}"),
         ("stopped (SIGTERM)", f"{summary.terminated:,}"),
         ("killed again while starting", f"{summary.killed_at_start:,}"),
-        ("questions asked", f"{summary.questions:,}"),
+        ("tries to ask", f"{summary.questions:,}"),
         ("answers received whole", f"{found.whole:,}"),
         ("answers broken off", f"{found.partial:,}"),
         ("longest loss of a broken one", f"{found.longest_loss_s:.2f} s"),
