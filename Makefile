@@ -44,10 +44,10 @@ pictures: $(VENV)/.dev-ready
 # Of requirements*.in, for all platforms; versions that stand are kept.
 lock: $(VENV)/.dev-ready
 	@for name in requirements requirements-dev; do \
+	  $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
+	    --no-annotate --quiet --output-file $$name.txt $$name.in $(ARGS) || exit 1; \
 	  { echo "# Made by \`make lock\` from $$name.in: every version and the hashes of its files."; \
-	    $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header \
-	      --no-annotate --quiet --output-file $$name.txt $$name.in $(ARGS); } >$$name.new \
-	  && mv $$name.new $$name.txt || { rm -f $$name.new; exit 1; }; done
+	    cat $$name.txt; } >$$name.new && mv $$name.new $$name.txt || exit 1; done
 
 # What is installed to run, as a CycloneDX document.
 sbom: $(VENV)/.dev-ready
