@@ -15,7 +15,7 @@ from qwenproxy.wire import json
 from qwenproxy.wire.history import text_of
 from qwenproxy.wire.json import JSONObject, JSONValue
 from qwenproxy.wire.qwen_prompt import UnsupportedContent, render_prompt
-from qwenproxy.wire.tool_calls import ToolForm, parse_tools, tool_prompt
+from qwenproxy.wire.tool_calls import ToolForm, parse_tools, shorten_tools, tool_prompt
 
 
 def fill_text(
@@ -53,13 +53,15 @@ def _prompts(messages: Sequence[JSONObject], tools: JSONValue, first_message: in
     try:
         # A chat that goes on was told about its tools with its first turn.
         specs = parse_tools(tools) if first_message == 0 else []
-        for form in get_args(ToolForm):
-            yield render_prompt(
-                messages,
-                tool_text=tool_prompt(specs, form=form),
-                tool_form=form,
-                first_message=first_message,
-            )
+        # What would have been too long was sent with shorter descriptions.
+        for told in (specs, shorten_tools(specs)) if specs else (specs,):
+            for form in get_args(ToolForm):
+                yield render_prompt(
+                    messages,
+                    tool_text=tool_prompt(told, form=form),
+                    tool_form=form,
+                    first_message=first_message,
+                )
     except (UnsupportedContent, ValueError):
         # Such a call is refused before it is sent.
         yield ""

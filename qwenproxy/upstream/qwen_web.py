@@ -351,15 +351,20 @@ def _render(call: UpstreamCall, tools: TextTools, *, has_files: bool) -> str:
     """
     first_message = call.chat.first_message if call.chat else 0
     roles = [message.get("role") for message in call.messages[first_message:]]
-    tool_text = tools.choice_text if first_message else tools.text
     has_user = first_message > 0 or any(role in ("user", "tool", "function") for role in roles)
-    try:
-        prompt = render_prompt(
+
+    def write(tool_text: str) -> str:
+        return render_prompt(
             call.messages,
             tool_text="\n".join(text for text in (tool_text, call.note) if text),
             tool_form=tools.form,
             first_message=first_message,
         )
+
+    try:
+        prompt = write(tools.choice_text if first_message else tools.text)
+        if len(prompt) > MAX_PROMPT_CHARS and not first_message:
+            prompt = write(tools.short_text)
     except UnsupportedContent as exc:
         raise InvalidRequest(
             f"messages.{exc.index}: this upstream takes text and files, not {exc.part_type}.",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from qwenproxy.errors import InvalidRequest
 from qwenproxy.upstream.profiles import profile_for
@@ -28,6 +29,7 @@ from qwenproxy.wire.tool_calls import (
     ToolSpec,
     may_be_intercepted,
     parse_tools,
+    shorten_tools,
     tool_prompt,
 )
 
@@ -47,7 +49,7 @@ class TextTools:
             choice = _tool_choice(call.parameters.get("tool_choice"))
             self._is_parallel = call.parameters.get("parallel_tool_calls") is not False
             form = self.form = profile_for(call.model).tool_form
-            described = tool_prompt(self._specs, form=form, parallel=self._is_parallel)
+            described = self._describe(self._specs)
             chosen = tool_prompt(self._specs, form=form, choice=choice, parallel=self._is_parallel)
         except ValueError as exc:
             param = "tool_choice" if "tool_choice" in str(exc) else "tools"
@@ -62,7 +64,18 @@ class TextTools:
         if self._specs and choice == "none":
             # The tools are told all the same: later turns of the chat may call them.
             self.choice_text = _NO_CALL
-        self.text = "\n".join(text for text in (described, self.choice_text) if text)
+        self.text = self._with_choice(described)
+
+    @cached_property
+    def short_text(self) -> str:
+        """The same with a sentence of every description, for prompts that would be too long."""
+        return self._with_choice(self._describe(shorten_tools(self._specs)))
+
+    def _describe(self, specs: Sequence[ToolSpec]) -> str:
+        return tool_prompt(specs, form=self.form, parallel=self._is_parallel)
+
+    def _with_choice(self, described: str) -> str:
+        return "\n".join(text for text in (described, self.choice_text) if text)
 
     def new_reader(self) -> CallReader:
         return CallReader(self._callable, single=not self._is_parallel)

@@ -7,7 +7,7 @@ import pytest
 
 from qwenproxy.wire import json
 from qwenproxy.wire.qwen_prompt import render_prompt
-from qwenproxy.wire.tool_calls import ToolForm, parse_tools, tool_prompt
+from qwenproxy.wire.tool_calls import ToolForm, parse_tools, shorten_tools, tool_prompt
 from tests.factories import (
     make_account,
     make_api_key,
@@ -171,12 +171,13 @@ def test_the_call_of_the_web_upstream():
     assert detail["qwen_request_exact"] is True
 
 
+@pytest.mark.parametrize("told", [parse_tools(TOOLS), shorten_tools(parse_tools(TOOLS))])
 @pytest.mark.parametrize("form", get_args(ToolForm))
-def test_tools_told_to_the_web_upstream(form):
+def test_tools_told_to_the_web_upstream(form, told):
     session = make_session()
     text = render_prompt(
         [*SYSTEM, QUESTION, CALL, RESULT],
-        tool_text=tool_prompt(parse_tools(TOOLS), form=form),
+        tool_text=tool_prompt(told, form=form),
         tool_form=form,
     )
     sent = upstream_request(text, messages=[{"role": "user", "content": None}])

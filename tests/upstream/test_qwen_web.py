@@ -410,6 +410,17 @@ def test_too_long_text_is_named_and_not_sent(qwen_web):
     assert ask_double(qwen_web, "ok", call=make_call(user("字" * MAX_PROMPT_CHARS))).error is None
 
 
+def test_tools_whose_manuals_make_a_prompt_too_long_are_told_in_a_sentence_each(qwen_web):
+    manual = "Reads a file. " + "Mind the step. " * 4_000
+    schema = {"type": "object", "properties": {"path": {"type": "string", "description": manual}}}
+    function = {"name": "read", "description": manual, "parameters": schema}
+    tools = [{"type": "function", "function": function}]
+    assert ask_double(qwen_web, "ok", call=make_call(user("Look."), tools=tools)).error is None
+    prompt = qwen_web.double.turns[0].body["messages"][0]["content"]
+    assert prompt.count("Reads a file.") == 2
+    assert "Mind the step" not in prompt
+
+
 # Failures.
 
 

@@ -16,6 +16,7 @@ from qwenproxy.wire.tool_calls import (
     ToolSpec,
     parse_tools,
     render_call,
+    shorten_tools,
     tool_prompt,
 )
 
@@ -1077,6 +1078,38 @@ def test_coder_prompt_declares_tools_as_elements():
         '<required>["city"]</required>\n</parameters>\n</function>\n</tools>'
     ) in prompt
     assert "<function=weather>" not in prompt
+
+
+def test_shortened_tools_keep_all_but_the_manuals():
+    manual = "Finds a place, e.g. Paris. It has more to say.\nA lot more."
+    value = {"description": "Left. As it is."}
+    schema = {
+        "type": "object",
+        "properties": {
+            "description": {"type": "string", "description": manual, "default": value},
+            "list": {"type": "array", "items": {"anyOf": [{"description": manual}, {"const": 1}]}},
+        },
+        "required": ["description"],
+    }
+    [short] = shorten_tools([ToolSpec("find", manual, schema)])
+    assert short.description == "Finds a place, e.g."
+    assert short.parameters == {
+        "type": "object",
+        "properties": {
+            "description": {
+                "type": "string",
+                "description": short.description,
+                "default": value,
+            },
+            "list": {
+                "type": "array",
+                "items": {"anyOf": [{"description": short.description}, {"const": 1}]},
+            },
+        },
+        "required": ["description"],
+    }
+    [long] = shorten_tools([ToolSpec("find", "x" * 1000)])
+    assert long.description == "x" * 200
 
 
 @pytest.mark.parametrize("form", ["hermes", "qwen3_coder"])

@@ -9,7 +9,7 @@ a thought, and stays one.
 from __future__ import annotations
 
 from qwenproxy.wire.tool_calls.parser import ToolCallParser, may_be_intercepted
-from qwenproxy.wire.tool_calls.prompts import render_call, tool_prompt
+from qwenproxy.wire.tool_calls.prompts import render_call, shorten_tools, tool_prompt
 from qwenproxy.wire.tool_calls.specs import ToolForm, ToolSpec, parse_tools
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "may_be_intercepted",
     "parse_tools",
     "render_call",
+    "shorten_tools",
     "tool_prompt",
 ]

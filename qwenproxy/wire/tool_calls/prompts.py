@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from qwenproxy.wire import json
 from qwenproxy.wire.json import JSONError, JSONObject, JSONValue
@@ -68,6 +69,10 @@ _ONE = "Write at most one <tool_call> block in an answer."
 
 # What the XML form cannot carry, because it has no escapes.
 _UNSAFE_NAME = re.compile(r'[<>\n\r"\']|^\s|\s\Z|\A\Z|.{129}', re.DOTALL)
+_SENTENCE_END = re.compile(r"[.!?](?= |\Z)|[。！？]")
+_MAX_SENTENCE_CHARS = 200
+# Of a schema: what they hold are values, not schemas.
+_VALUES = ("const", "default", "enum", "examples")
 _UNSAFE_VALUE = re.compile(r"</?tool_call>|</?function|</?parameter|<tool_response>")
 
 
@@ -96,6 +101,42 @@ def tool_prompt(
     elif choice != "auto":
         lines.append(f"This answer MUST call the function {choice} and no other.")
     return "\n".join(lines)
+
+
+def shorten_tools(tools: Sequence[ToolSpec]) -> list[ToolSpec]:
+    """The same tools with no more of every description than its first sentence.
+
+    Descriptions of coding agents' tools are manuals: those of Claude Code take 60,000 characters, of which
+    this leaves a quarter (2.1.197, measured). Names, types and structure stay.
+    """
+    return [
+        replace(
+            tool,
+            description=_first_sentence(tool.description),
+            parameters=_shorten(tool.parameters),
+        )
+        for tool in tools
+    ]
+
+
+def _shorten(schema: JSONObject) -> JSONObject:
+    return {name: _shorten_member(name, value) for name, value in schema.items()}
+
+
+def _shorten_member(name: str, value: JSONValue) -> JSONValue:
+    if name in _VALUES:
+        return value
+    if isinstance(value, dict):
+        return _shorten(value)
+    if isinstance(value, list):
+        return [_shorten(entry) if isinstance(entry, dict) else entry for entry in value]
+    return _first_sentence(value) if name == "description" and isinstance(value, str) else value
+
+
+def _first_sentence(text: str) -> str:
+    line = text.strip().partition("\n")[0]
+    end = _SENTENCE_END.search(line)
+    return (line[: end.start() + 1] if end else line)[:_MAX_SENTENCE_CHARS]
 
 
 def _declare_json(tool: ToolSpec) -> str:
