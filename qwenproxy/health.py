@@ -102,7 +102,7 @@ async def _measure_schema() -> None:
 async def _check_recording(gateway: Gateway) -> str:
     try:
         async with asyncio.timeout(_CHECK_TIMEOUT_S):
-            await gateway.recorder.run(lambda tx: tx.execute("SELECT 1"))
+            await gateway.recorder.check()
     except TimeoutError:
         return f"no write within {_CHECK_TIMEOUT_S:g} s"
     except GatewayError as error:

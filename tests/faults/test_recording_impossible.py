@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import sqlite3
 from contextlib import contextmanager
 
@@ -34,12 +35,25 @@ def locked(gateway):
         other.close()
 
 
+@contextmanager
+def full(gateway):
+    """No file of the process can be written, as on a full disk."""
+    pid = gateway.process.pid
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+
+
 def ask(client):
     body = {"model": MODEL, "messages": [{"role": "user", "content": "secret-" + "0" * 16}]}
     return client.post("/v1/chat/completions", json=body)
 
 
-def test_a_locked_database_is_refused_told_and_survived(tmp_path):
+@pytest.mark.parametrize("fault", [locked, full])
+def test_a_database_that_cannot_be_written_is_refused_told_and_survived(tmp_path, fault):
     with serve_in_thread(EchoDouble(words=(3, 5), delay_s=0)) as url:
         settings = {"QWENPROXY_RECORDER_DEADLINE_S": str(DEADLINE_S)}
         gateway = Gateway(tmp_path / "data", upstream_url=url, settings=settings)
@@ -50,7 +64,7 @@ def test_a_locked_database_is_refused_told_and_survived(tmp_path):
                 base_url=gateway.url, headers=headers, verify=NO_TLS, timeout=60
             ) as client:
                 assert ask(client).status_code == 200
-                with locked(gateway):
+                with fault(gateway):
                     answer = ask(client)
                     assert answer.status_code == 503, answer.text
                     ready = client.get("/readyz")
