@@ -307,8 +307,11 @@ class Recorder:
             logger.warning("the statistics could not be brought up to date: %s", exc)
 
     async def _every(self, interval_s: float, work: Callable[[], Any]) -> None:
+        due_s = self._loop.time()
         while True:
-            await asyncio.sleep(interval_s)
+            # From when it began last: the time that it takes does not make the next one later.
+            due_s = max(due_s + interval_s, self._loop.time())
+            await asyncio.sleep(due_s - self._loop.time())
             try:
                 await work()
             except RecorderUnavailable as exc:
@@ -316,11 +319,16 @@ class Recorder:
                 logger.error("periodic writes failed: %s", exc.message)
 
     async def _submit(self, item: Opening | Closing | PartialRows | _Task) -> Any:
-        while len(self._queue) >= self._queue_turns:
-            self._space.clear()
-            await self._space.wait()
         work = _Work(item, self._loop.create_future())
-        self._queue.append(work)
+        if isinstance(item, PartialRows):
+            # A second is promised: it waits for the batch in flight alone. What it builds on is
+            # committed, and the ends of its turns come after it.
+            self._queue.appendleft(work)
+        else:
+            while len(self._queue) >= self._queue_turns:
+                self._space.clear()
+                await self._space.wait()
+            self._queue.append(work)
         self._idle.clear()
         if not self._in_flight:
             self._send()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import sqlite3
 import threading
 import time
@@ -127,7 +128,7 @@ POISONS = {
 
 @pytest.mark.parametrize("poison", POISONS)
 def test_one_poisoned_turn_fails_alone(run, key, poison):
-    openings = one_shots(key, 60)
+    openings = one_shots(key, 64)
     if poison == "duplicate":
         openings[0].request_id = "req_taken"
     openings[30] = replace(openings[30], **POISONS[poison])
@@ -139,8 +140,8 @@ def test_one_poisoned_turn_fails_alone(run, key, poison):
     failed = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Exception)]
     assert failed == [30]
     assert isinstance(outcomes[30], RecorderUnavailable)
-    assert Response.objects.filter(status="completed").count() == 59
-    assert Session.objects.count() == 59
+    assert Response.objects.filter(status="completed").count() == 63
+    assert Session.objects.count() == 63
 
 
 @pytest.mark.parametrize(
@@ -310,6 +311,49 @@ def test_partials_that_could_not_be_written_come_with_the_next_ones_once(run, ke
         assert [unpack(events) for events in rows] == [[TextDelta("ab")]]
 
     run(test, deadline_s=0.2)
+
+
+def test_partials_wait_for_no_queue(run, key, monkeypatch):
+    monkeypatch.setattr(recorder_module, "_BATCH_TURNS", 1)
+    found = []
+
+    def count(tx):
+        tx.execute("SELECT COUNT(*) FROM requests_app_partial")
+        found.append(tx.fetchone()[0])
+
+    async def test(recorder):
+        opening = make_opening(key, user("hi"))
+        await recorder.open(opening)
+        recorder.append(opening.response_id, [TextDelta("a")])
+        going_on = threading.Event()
+        tasks = [asyncio.create_task(recorder.run(lambda tx: going_on.wait(30)))]
+        tasks += [asyncio.create_task(recorder.run(count)) for _ in range(5)]
+        await asyncio.sleep(0)
+        flush = asyncio.create_task(recorder.flush())
+        await asyncio.sleep(0)
+        going_on.set()
+        await asyncio.gather(flush, *tasks)
+
+    run(test, queue_turns=3)
+    assert found == [1] * 5
+
+
+def test_periodic_work_begins_on_time_however_long_it_takes(run):
+    began = []
+
+    async def test(recorder):
+        async def work():
+            began.append(time.monotonic())
+            await asyncio.sleep(0.03)
+
+        task = asyncio.create_task(recorder._every(0.04, work))
+        async with asyncio.timeout(30):
+            while len(began) < 12:  # noqa: ASYNC110  # a busy machine makes some late, not all
+                await asyncio.sleep(0.01)
+        task.cancel()
+
+    run(test)
+    assert min(later - one for one, later in itertools.pairwise(began)) < 0.065
 
 
 def test_a_session_deleted_in_mid_turn_ends_unrecorded(run, key):
