@@ -16,8 +16,8 @@ import httpx
 
 from tests.conftest import NO_TLS
 from tests.doubles.server import unused_port
+from tests.faults.warm import ROOT, Forked, Warm
 
-ROOT = Path(__file__).resolve().parents[2]
 # A start takes a second or two; other work of the machine makes it longer.
 _START_S = 120.0
 _OWN = ("QWEN", "DASHSCOPE_", "OPENAI_", "DJANGO_", "DATABASE_")
@@ -31,7 +31,8 @@ def clean_environment() -> dict[str, str]:
 class Gateway:
     """One serving process; several may share `database_url`, and then need the `key` of the first.
 
-    `data` is its data directory; an empty `database_url` stands for the SQLite file in it.
+    `data` is its data directory; an empty `database_url` stands for the SQLite file in it. One that
+    `is_warm` starts by forks of a process that has loaded the code, but for those that are asked to be cold.
     """
 
     def __init__(
@@ -42,13 +43,16 @@ class Gateway:
         database_url: str = "",
         key: str = "",
         settings: Mapping[str, str] | None = None,
+        is_warm: bool = False,
     ) -> None:
         self.data = data
         self.database_url = database_url or f"sqlite:///{data / 'qwenproxy.sqlite3'}"
         self.key = key
         self.port = unused_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Forked | None = None
+        # What the last start took until it was ready.
+        self.started_s = 1.0
         self.environ = clean_environment() | {
             "QWENPROXY_DATA_DIR": str(data),
             "QWENPROXY_DISCOVER": "false",
@@ -60,9 +64,13 @@ class Gateway:
         }
         data.mkdir(parents=True, exist_ok=True)
         self.log = data.parent / f"{data.name}.log"
+        self._warm = Warm(self.environ) if is_warm else None
 
-    def launch(self) -> None:
+    def launch(self, *, is_cold: bool = False) -> None:
         """Start the process and go on at once."""
+        if self._warm and not is_cold:
+            self.process = self._warm.launch(self.port, self.log)
+            return
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "manage.py", "serve", "--port", str(self.port)],
@@ -72,10 +80,12 @@ class Gateway:
                 stderr=log,
             )
 
-    async def start(self) -> None:
+    async def start(self, *, is_cold: bool = False) -> None:
         """Start the process and wait until it may be given traffic."""
-        self.launch()
+        began = time.monotonic()
+        self.launch(is_cold=is_cold)
         await self.wait_until_ready()
+        self.started_s = time.monotonic() - began
 
     async def wait_until_ready(self) -> None:
         """Wait for 200 of `/readyz`.
@@ -89,7 +99,7 @@ class Gateway:
                 assert self.process is not None
                 if self.process.poll() is not None or time.monotonic() > deadline:
                     raise AssertionError(f"it is not ready: {self.tail()}")
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.02)
         found = re.search(r"API key +(qp-\S+)", self.log.read_text("utf-8", "replace"))
         self.key = self.key or (found[1] if found else "")
 
@@ -115,7 +125,9 @@ class Gateway:
         """End the process, whatever it does."""
         if self.process is not None:
             self.process.kill()
-            self.process.wait()
+            self.process.wait(_START_S)
+        if self._warm:
+            self._warm.close()
 
     def manage(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run another command on the same data."""
