@@ -2,7 +2,8 @@
 
 Django's stock handler costs about ten times as much (docs/performance.md). This one uses its public
 parts only: the request class, the URL resolver, the response's headers and content. It bounds the
-body, checks the Host, answers CORS, and lets a `ClientStream` drive the connection itself.
+body, keeps a long one for the holder of a key alone, checks the Host, answers CORS, and lets a
+`ClientStream` drive the connection itself.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from django.http import Http404, HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import ResolverMatch, get_resolver
 
+from qwenproxy.access.auth import authenticate
 from qwenproxy.errors import (
     BodyTooLarge,
     GatewayError,
@@ -52,6 +54,9 @@ _EXPOSED = ", ".join(
 _DISCARD_FACTOR = 4
 # What is answered also while the schema is not ready, when there is no gateway.
 _WITHOUT_GATEWAY = ("/health", "/readyz", "/metrics", "/api/schema/")
+# Answers hold conversations: no cache may keep them, also where the key came in `x-api-key`, of which
+# caches know nothing, and no browser may take them for something that it runs.
+_ALWAYS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 
 
 class LeanRequest(ASGIRequest):
@@ -83,7 +88,7 @@ class LeanHandler:
         cors = self._cors_headers(scope)
         response: HttpResponseBase
         try:
-            body = await self._read_body(scope, receive)
+            body = await self._read_body(scope, receive, gateway)
             response = await self._respond(LeanRequest(scope, body, gateway))
         except _ClientGone:
             return
@@ -107,26 +112,34 @@ class LeanHandler:
         else:
             await _send_whole(response, send, cors)
 
-    async def _read_body(self, scope: dict[str, Any], receive: Receive) -> bytes:
+    async def _read_body(
+        self, scope: dict[str, Any], receive: Receive, gateway: Gateway | None
+    ) -> bytes:
+        """The whole body; of one that does not come at once nothing is kept for who has no key."""
         limit = settings.MAX_BODY_BYTES
         if _content_length(scope) > limit * _DISCARD_FACTOR:
             raise _too_large(limit)
         pieces: list[bytes] = []
-        size = 0
+        size, is_checked = 0, False
+        refusal: GatewayError | None = None
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise _ClientGone
             piece: bytes = message.get("body", b"")
             size += len(piece)
-            if size <= limit:
+            if size > limit:
+                refusal = _too_large(limit)
+            if refusal is None:
                 pieces.append(piece)
             else:
                 pieces.clear()
             if not message.get("more_body") or size > limit * _DISCARD_FACTOR:
                 break
-        if size > limit:
-            raise _too_large(limit)
+            if not is_checked:
+                is_checked, refusal = True, refusal or await _refusal(scope, gateway)
+        if refusal is not None:
+            raise refusal
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def _respond(self, request: LeanRequest) -> HttpResponseBase:
@@ -134,10 +147,7 @@ class LeanHandler:
         if request.method == "OPTIONS":
             return HttpResponse(status=204)
         if request.gateway is None and not request.path_info.startswith(_WITHOUT_GATEWAY):
-            raise SchemaNotReady(
-                "the database is not as this version needs it: run manage.py migrate; /readyz says more",
-                retry_after_s=2,
-            )
+            raise _schema_not_ready()
         response: HttpResponseBase
         try:
             match = request.resolver_match = self._resolve(request.path_info)
@@ -200,6 +210,24 @@ class LeanHandler:
         return headers
 
 
+async def _refusal(scope: dict[str, Any], gateway: Gateway | None) -> GatewayError | None:
+    """Why a body is not kept: its sender has no key, or nothing can be done with it."""
+    if gateway is None:
+        return _schema_not_ready()
+    try:
+        await authenticate(LeanRequest(scope, b"", gateway))
+    except GatewayError as error:
+        return error
+    return None
+
+
+def _schema_not_ready() -> SchemaNotReady:
+    return SchemaNotReady(
+        "the database is not as this version needs it: run manage.py migrate; /readyz says more",
+        retry_after_s=2,
+    )
+
+
 def _content_length(scope: dict[str, Any]) -> int:
     value = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
     return int(value) if value.isdigit() else 0
@@ -240,7 +268,7 @@ async def _send_whole(response: HttpResponseBase, send: Send, extra: dict[str, s
         (name.lower().encode("ascii"), value.encode("latin-1"))
         for name, value in (*response.items(), *extra.items())
     ]
-    headers.append((b"content-length", b"%d" % len(content)))
+    headers += (*_ALWAYS, (b"content-length", b"%d" % len(content)))
     await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
     await send({"type": "http.response.body", "body": content})
     # Never `response.close()`: it fires Django's signals on the loop.

@@ -1,8 +1,9 @@
-"""What a connection may cost before its request is whole: time, bytes of its head, and how many there are.
+"""What a connection may cost: time, bytes of its head, answers that are not taken, and how many there are.
 
 uvicorn bounds none of these. A request that does not come in time is answered 408, a head that is too long
-431, a connection too many 503. A running answer is never cut here: only what the client itself still owes
-is timed. One sweep a second looks at all connections, so that no request costs a timer.
+431, a connection too many 503; one whose client takes nothing of what was written is cut. A running answer
+never is: only what the client itself still owes is timed. One sweep a second looks at all connections, so
+that no request costs a timer.
 """
 
 from __future__ import annotations
@@ -39,13 +40,16 @@ class BoundedProtocol(HttpToolsProtocol):
     _received_bytes = 0
     _body_bytes = 0
     _refusal = 400
+    # What was written and not taken at the last look, and the loop time since which it is as much.
+    _unsent_bytes = 0
+    _unsent_since_s = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._begun_s = self.loop.time()
         is_own = settings.ADMIN_BIND is not None and is_admin_side(self.server)
         # The admin's own address answers its operator also while the other one is flooded.
-        if len(self.connections) > settings.MAX_CONNECTIONS and not is_own:
+        if len(self.connections) > settings.MAX_CONNECTIONS * (2 if is_own else 1):
             self._refuse(503)
 
     def data_received(self, data: bytes) -> None:
@@ -96,7 +100,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refuse(self._refusal)
 
     def end_if_late(self, now_s: float) -> None:
-        """Answer 408 where the client had its time for the request, by the loop's clock."""
+        """Answer 408 where the client had its time for the request, by the loop's clock.
+
+        Cut the connection where it takes nothing of what was written.
+        """
+        if self._is_stuck(now_s):
+            # To close would wait for it.
+            self.transport.abort()
+            return
         if self._begun_s is None or self.transport.is_closing():
             return
         if self.flow.read_paused or (self._in_head and self._is_answering()):
@@ -106,6 +117,13 @@ class BoundedProtocol(HttpToolsProtocol):
         allowed_s = settings.REQUEST_TIMEOUT_S + self._body_bytes / MIN_BODY_BYTES_PER_S
         if now_s - self._begun_s > allowed_s:
             self._refuse(408)
+
+    def _is_stuck(self, now_s: float) -> bool:
+        unsent = self.transport.get_write_buffer_size()
+        if unsent == 0 or unsent != self._unsent_bytes:
+            self._unsent_bytes, self._unsent_since_s = unsent, now_s
+            return False
+        return now_s - self._unsent_since_s > settings.SEND_TIMEOUT_S
 
     def _is_answering(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
@@ -11,6 +12,7 @@ import httpx
 import pytest
 from django.db import OperationalError
 
+from qwenproxy.asgi_handler import LeanHandler
 from tests.conftest import NO_TLS
 from tests.doubles.server import serve_in_thread
 
@@ -213,6 +215,80 @@ def test_a_body_that_says_it_is_far_too_large_is_refused_before_it_comes(limit, 
     assert answer.startswith(b"HTTP/1.1 413")
     assert b"connection: close" in answer.lower()
     assert b"body_too_large" in answer
+
+
+class Piece(bytes):
+    alive = 0
+
+    def __new__(cls, data):
+        cls.alive += 1
+        return super().__new__(cls, data)
+
+    def __del__(self):
+        type(self).alive -= 1
+
+
+async def most_alive(headers):
+    """The status of a body in a hundred pieces, and how many of them were in memory at once."""
+    sent, alive = [], []
+
+    async def receive():
+        receive.left -= 1
+        alive.append(Piece.alive)
+        return {"type": "http.request", "body": Piece(b"x" * 100), "more_body": receive.left > 0}
+
+    async def send(message):
+        sent.append(message)
+
+    receive.left = 100
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": CHAT,
+        "query_string": b"",
+        "headers": [(b"host", b"localhost"), *headers],
+    }
+    await LeanHandler()(scope, receive, send, object())
+    await close_lookups()
+    return sent[0]["status"], max(alive)
+
+
+async def close_lookups():
+    # What was begun on this loop ends on it.
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others)
+
+
+def test_of_a_body_that_comes_in_pieces_nothing_is_kept_for_who_has_no_key(api_key):
+    for headers in ([], [(b"x-api-key", b"qp-unknown")]):
+        status, alive = asyncio.run(most_alive(headers))
+        assert (status, alive <= 3) == (401, True)
+    status, alive = asyncio.run(most_alive([(b"x-api-key", api_key.encode())]))
+    assert (status, alive >= 99) == (400, True)
+
+
+def test_who_has_no_key_reads_so_after_a_long_body_and_the_connection_goes_on(gateway_url):
+    with httpx.Client(base_url=gateway_url, verify=NO_TLS, timeout=10) as client:
+        answer = client.post(CHAT, content=chunks(2_000_000))
+        assert answer.status_code == 401
+        assert error_of(answer)["code"] == "invalid_api_key"
+        assert "connection" not in answer.headers
+        assert client.get("/healthz").status_code == 200
+
+
+def test_no_answer_is_left_in_caches_or_taken_for_another_type(http, anonymous, admin_key):
+    anonymous.headers["x-api-key"] = admin_key
+    for answer in (
+        http.get("/v1/models"),
+        http.get("/v1/sessions"),
+        http.get("/v1/nowhere"),
+        http.post(CHAT, content=b"{"),
+        anonymous.get("/v1/keys"),
+        anonymous.get("/health/detailed"),
+    ):
+        assert answer.headers.get_list("cache-control") == ["no-store"]
+        assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
 
 
 def test_what_is_no_http_is_refused_and_the_next_is_served(gateway_url, http):

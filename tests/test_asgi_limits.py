@@ -6,14 +6,19 @@ import asyncio
 import json
 import socket
 import threading
+import time
 
 import pytest
 import uvicorn
+from uvicorn.server import ServerState
 
+from qwenproxy import asgi_uploads
 from qwenproxy.asgi_limits import MAX_HEAD_BYTES, BoundedProtocol, sweep
 from qwenproxy.asgi_uploads import MAX_FORM_BYTES
 from tests.doubles.server import _Server as _QuickServer
 
+# More than any socket buffers.
+LONG = 64 * 2**20
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
 
 
@@ -30,9 +35,10 @@ async def answer(scope, receive, send):
     while (message := await receive()).get("more_body"):
         pass
     if message["type"] == "http.request":
-        headers = [(b"content-length", b"2")]
+        body = b"x" * LONG if scope["path"] == "/long" else b"ok"
+        headers = [(b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": b"ok"})
+        await send({"type": "http.response.body", "body": body})
 
 
 @pytest.fixture
@@ -58,6 +64,7 @@ def connect(settings):
         opened.append(socket.create_connection(listener.getsockname(), 30))
         return opened[-1]
 
+    connect.connections = server.server_state.connections
     yield connect
     for connection in opened:
         connection.close()
@@ -103,6 +110,47 @@ def test_slow_clients_are_ended_and_say_why(connect, settings):
         status, error = answer_of(connection)
         assert status == 408
         assert error["type"] == "invalid_request_error"
+
+
+def test_a_client_that_takes_nothing_of_its_answer_is_cut(connect, settings):
+    settings.SEND_TIMEOUT_S = 0.1
+    connection = connect()
+    connection.sendall(b"GET /long HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert connection.recv(1, socket.MSG_PEEK)
+    ends = time.monotonic() + 30
+    while connect.connections and time.monotonic() < ends:
+        time.sleep(0.01)
+    assert not connect.connections
+
+
+class Unsent:
+    """A transport, as far as the sweep looks at it."""
+
+    left = 0
+    is_cut = False
+
+    def get_write_buffer_size(self):
+        return self.left
+
+    def is_closing(self):
+        return True
+
+    def abort(self):
+        self.is_cut = True
+
+
+def test_a_client_that_takes_its_answer_slowly_is_not_cut(settings):
+    settings.SEND_TIMEOUT_S = 60
+    config = uvicorn.Config(answer, http=BoundedProtocol, log_config=None)
+    loop = asyncio.new_event_loop()
+    protocol = BoundedProtocol(config, ServerState(), {}, _loop=loop)
+    loop.close()
+    transport = protocol.transport = Unsent()
+    for now_s, transport.left in ((0, 0), (100, 30), (150, 20), (200, 19), (259, 19)):
+        sweep([protocol], now_s)
+        assert not transport.is_cut
+    sweep([protocol], 261)
+    assert transport.is_cut
 
 
 def test_blank_lines_do_not_hold_a_connection(connect, settings):
@@ -163,6 +211,44 @@ def test_a_form_is_bounded(http):
     assert answer.status_code == 413
     assert answer.json()["error"]["code"] == "body_too_large"
     assert http.post("/admin/login/", content=b"a" * 1000).status_code == 403
+
+
+def test_long_forms_are_bounded_together_and_short_ones_are_always_taken(monkeypatch):
+    monkeypatch.setattr(asgi_uploads, "MAX_HELD_BYTES", 300_000)
+    statuses = []
+
+    async def app(scope, receive, send):
+        statuses.append(len((await receive())["body"]))
+
+    async def send(message):
+        if "status" in message:
+            statuses.append(message["status"])
+
+    async def post(form, *pieces):
+        left = list(pieces)
+
+        async def receive():
+            piece = left.pop(0)
+            if isinstance(piece, asyncio.Event):
+                await piece.wait()
+                piece = b""
+            return {"type": "http.request", "body": piece, "more_body": bool(left)}
+
+        scope = {"type": "http", "path": "/admin/", "headers": [(b"content-length", b"1")]}
+        await form(scope, receive, send)
+
+    async def run():
+        form, goes_on = asgi_uploads.bounded(app), asyncio.Event()
+        first = asyncio.create_task(post(form, b"a" * 200_000, goes_on))
+        await asyncio.sleep(0)
+        await post(form, b"b" * 150_000)
+        await post(form, b"c" * 1000)
+        goes_on.set()
+        await first
+        await post(form, b"d" * 150_000)
+
+    asyncio.run(run())
+    assert statuses == [503, 1000, 200_000, 150_000]
 
 
 @pytest.mark.parametrize("path", ["//v1/models", "///v1/chat/completions", "/v1", "//api/schema/"])
