@@ -23,7 +23,7 @@ django.setup()
 
 from django.conf import settings  # noqa: E402  # after setup
 from django.contrib.staticfiles.finders import get_finders  # noqa: E402
-from django.db import DatabaseError  # noqa: E402
+from django.db import DatabaseError, connection  # noqa: E402
 from servestatic import ServeStaticASGI  # type: ignore[import-untyped]  # noqa: E402  # has no types
 
 from qwenproxy.asgi_handler import LeanHandler, refuse  # noqa: E402
@@ -37,6 +37,7 @@ from qwenproxy.proxy.routing import Routing  # noqa: E402
 from qwenproxy.proxy.streaming import Receive, Send  # noqa: E402
 from qwenproxy.proxy.upkeep import Upkeep  # noqa: E402
 from qwenproxy.proxy.upstreams import make_upstream  # noqa: E402
+from qwenproxy.schema.locking import refuse_pool  # noqa: E402
 from qwenproxy.schema.state import read_state  # noqa: E402
 from qwenproxy.upstream.http import open_client  # noqa: E402
 from requests_app.recorder import Recorder  # noqa: E402
@@ -106,6 +107,8 @@ class Application:
         return await self._start()
 
     async def _start(self) -> Callable[[], Awaitable[None]]:
+        # `serve` has asked; other servers have not.
+        await run_in_db(refuse_pool, connection)
         client = open_client()
         routing = Routing(
             partial(

@@ -79,6 +79,23 @@ def migration_lock(
             yield
 
 
+def refuse_pool(connection: BaseDatabaseWrapper) -> None:
+    """Refuse to serve where no lock of a session holds; blocks, opens a second connection for a moment.
+
+    Raises:
+        Refused: the connection is pooled by transaction. Other processes would take this one for dead.
+    """
+    if connection.vendor != "postgresql" or is_scratch(connection):
+        return
+    with connection.cursor() as cursor:
+        if _is_pooled(connection, cursor):
+            raise Refused(
+                "DATABASE_URL goes through a pool that changes servers between transactions, where no "
+                "lock tells that this process is alive. Nothing was changed. Let the pool keep sessions "
+                "whole (PgBouncer: pool_mode = session), or name PostgreSQL itself."
+            )
+
+
 @contextmanager
 def _file_lock(path: str, attempts: Iterator[None]) -> Iterator[None]:
     lock: sqlite3.Connection | None = None

@@ -14,7 +14,7 @@ from django.db import DatabaseError, connection
 
 from qwenproxy.schema import engine
 from qwenproxy.schema.history import History
-from qwenproxy.schema.locking import Write
+from qwenproxy.schema.locking import Write, refuse_pool
 from qwenproxy.schema.refusals import Held, LockTimeout, Refused, SchemaRefusal
 from qwenproxy.schema.state import (
     SchemaState,
@@ -43,6 +43,7 @@ def bring_up_to_date(
     if mode == "off":
         return
     _wait_for_database(write)
+    refuse_pool(connection)
     with engine.set_apart(connection):
         _bring_up_to_date(write, progress, mode)
 
