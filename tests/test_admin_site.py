@@ -83,7 +83,7 @@ def test_they_touch_no_table_of_ours_while_migrations_wait(admin_client, url, mo
 
     def refuse(execute, sql, params, many, context):
         # The plan tells sizes, of the tables that it finds.
-        if "rowid" in sql or "qwenproxy_sample" in sql:
+        if any(part in sql for part in ("rowid", "qwenproxy_sample", "TABLESAMPLE")):
             return execute(sql, params, many, context)
         for table in ("access_", "sessions_app_", "requests_app_"):
             assert f'"{table}' not in sql

@@ -227,6 +227,14 @@ def _temporary_bytes(cursor: Any) -> int:
 
 
 def _read_sample(cursor: Any, quoted: str) -> Table:
+    # Even its size would be waited for to the end of what rewrites it.
+    cursor.execute(
+        "SELECT 1 FROM pg_locks WHERE relation = %s::regclass AND mode = 'AccessExclusiveLock' AND pid "
+        "<> pg_backend_pid() AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+        [quoted],
+    )
+    if cursor.fetchone():
+        return Table()
     cursor.execute(
         "SELECT pg_table_size(oid), pg_indexes_size(oid), "
         "pg_relation_size(oid) / current_setting('block_size')::int, "
