@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from django.conf import settings
 from django.db import Error as DatabaseError
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _STARTED_AT = time.monotonic()
 _CHECK_TIMEOUT_S = 2.0
+# "ok" or what is wrong with the recording (null: nothing can be recorded yet), and the schema's standing.
+_Standing = tuple[str | None, tuple[str, int, str]]
 
 
 def uptime_s() -> float:
@@ -99,6 +102,26 @@ async def _measure_schema() -> None:
         gauge.set(math.nan if value is None else value)
 
 
+# One at a time on each loop: `/readyz` is asked without a key, and each check reads and writes the database.
+_running: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[_Standing]] = (
+    WeakKeyDictionary()
+)
+
+
+async def _check(gateway: Gateway | None) -> _Standing:
+    schema = await _check_schema()
+    return None if gateway is None else await _check_recording(gateway), schema
+
+
+async def _check_once(gateway: Gateway | None) -> _Standing:
+    """What is found now; those who ask meanwhile are told the same."""
+    loop = asyncio.get_running_loop()
+    task = _running.get(loop)
+    if task is None or task.done():
+        task = _running[loop] = asyncio.create_task(_check(gateway))
+    return await asyncio.shield(task)
+
+
 async def _check_recording(gateway: Gateway) -> str:
     try:
         async with asyncio.timeout(_CHECK_TIMEOUT_S):
@@ -131,11 +154,12 @@ def schema_problem(state: SchemaState) -> str:
 
 async def _report(gateway: Gateway | None, figures: JSONObject) -> HttpResponse:
     """Each part with "ok", or what is wrong with it; the status is the schema's where that is it."""
-    word, pending, schema = await _check_schema()
+    recording, (word, pending, schema) = await _check_once(gateway)
     checks = {"serving": "starting", "schema": schema}
     if gateway is not None:
         checks["serving"] = "draining" if gateway.draining else "ok"
-        checks["recording"] = await _check_recording(gateway)
+    if recording is not None:
+        checks["recording"] = recording
     is_ready = all(state == "ok" for state in checks.values())
     status = word if is_ready or word != "ready" else "not_ready"
     body: JSONObject = {"status": status, "pending": pending, "checks": {**checks}}

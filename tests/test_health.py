@@ -123,6 +123,27 @@ def test_not_ready_where_nothing_can_be_recorded(gateway, anonymous, monkeypatch
     assert answer.json()["checks"]["recording"] == "no write within 0.05 s"
 
 
+def test_who_asks_during_a_check_causes_no_other(monkeypatch):
+    from qwenproxy import health
+
+    begun = []
+
+    async def check(gateway):
+        begun.append(gateway)
+        await asyncio.sleep(0)
+        return None, ("ready", 0, "ok")
+
+    async def ask():
+        monkeypatch.setattr(health, "_check", check)
+        together = await asyncio.gather(*(health._check_once(None) for _ in range(50)))
+        assert set(together) == {(None, ("ready", 0, "ok"))}
+        assert len(begun) == 1
+        await health._check_once(None)
+        assert len(begun) == 2
+
+    asyncio.run(ask())
+
+
 def test_details_are_for_admin_keys(anonymous, api_key, admin_key):
     assert anonymous.get("/health/detailed").status_code == 401
     assert anonymous.get("/health/detailed", headers=bearer(api_key)).status_code == 403
