@@ -1,12 +1,15 @@
 """Log lines for people and for machines; both show what was given as `extra` (request, session ids).
 
-What the redaction rules match is replaced here too: errors quote what somebody sent.
+What the redaction rules match is replaced here too: errors quote what somebody sent. For the same reason
+control characters become escapes: nobody's text makes a line of its own, or speaks to a terminal.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
+from typing import Any
 
 from django.conf import settings
 
@@ -18,12 +21,19 @@ _STANDARD = set(vars(logging.makeLogRecord({}))) | {
     "taskName",
     "color_message",
 }
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+# The lines of a traceback are its form.
+_CONTROL_BUT_LINES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def _extras(record: logging.LogRecord) -> Iterator[tuple[str, object]]:
     for name, value in vars(record).items():
         if name not in _STANDARD:
             yield name, value if isinstance(value, int | float | None) else str(value)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return ascii(found[0])[1:-1]
 
 
 class TextFormatter(logging.Formatter):
@@ -37,7 +47,10 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         extras = "".join(f" {name}={value}" for name, value in _extras(record))
-        return super().formatMessage(record) + extras
+        return _CONTROL.sub(_escape, (super().formatMessage(record) + extras).rstrip("\n"))
+
+    def formatException(self, ei: Any) -> str:
+        return _CONTROL_BUT_LINES.sub(_escape, super().formatException(ei))
 
 
 class JSONFormatter(logging.Formatter):

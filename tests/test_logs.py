@@ -41,6 +41,21 @@ def test_json_lines_are_one_object_each(record):
     assert "ValueError: bad" in line["exception"]
 
 
+def test_nobody_s_text_makes_a_line_of_its_own_or_speaks_to_a_terminal(record):
+    record.args = ("a\n2026-11-23 ERROR qwenproxy forged\x1b[2J\x9b\u2028",)
+    record.path = "/\r\nforged"
+    line = TextFormatter().format(record)
+    assert line.isprintable()
+    assert r"a\n2026-11-23 ERROR qwenproxy forged\x1b[2J\x9b\u2028" in line
+    try:
+        raise ValueError("bad\x1b[2J")
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    lines = TextFormatter().format(record).splitlines()
+    assert len(lines) > 3
+    assert lines[-1] == r"ValueError: bad\x1b[2J"
+
+
 def test_rules_hold_for_log_lines(record, settings):
     settings.REDACTION = compile_rules(["@email"])
     record.args = ("no mailbox ann@example.org",)
