@@ -38,7 +38,8 @@ NAMED = {
         r"\b(?:sk|pk|rk|qp|ghp|gho|ghs|github_pat|glpat|xox[abprs])[-_][A-Za-z0-9_-]{16,}"
         r"|\bAKIA[0-9A-Z]{16}\b"
         r"|(?i:\bbearer\s+)[A-Za-z0-9._~+/-]{16,}=*"
-        r"|\beyJ[\w-]{8,2000}+\.[\w-]{8,}+\.[\w-]*"
+        # With a short name before it, joined by a dash.
+        r"|(?<![\w-])(?:[\w-]{1,40}?-)?eyJ[\w-]{8,}+\.[\w-]{8,}+\.[\w-]*"
         r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
     ),
     "@cards": r"\b(?:\d[ -]?){13,18}\d\b",
