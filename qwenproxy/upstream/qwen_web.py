@@ -113,7 +113,7 @@ class QwenWeb:
         self._client = client
         self._account = account
         self._base_url = account.base_url.strip().rstrip("/") or DEFAULT_BASE_URL
-        self._uploads = Uploads(client, account.name, self.ask)
+        self._uploads = Uploads(client, account.name, self._base_url, self.ask)
 
     @property
     def account(self) -> Account:

@@ -76,12 +76,14 @@ class Uploads:
         self,
         client: httpx.AsyncClient,
         account_name: str,
+        base_url: str,
         ask: Ask,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._name = account_name
+        self._base_url = base_url
         self._ask = ask
         self._clock = clock
         # By content, kind and name: an entry and when its address ends.
@@ -141,6 +143,12 @@ class Uploads:
 
     async def _put(self, grant: _Grant, part: FilePart, data: Data) -> None:
         path = qwen_files.object_path(grant.bucketname, grant.file_path)
+        url = _object_url(grant, path)
+        if not _is_store(url, self._base_url):
+            raise UpstreamProtocolError(
+                f"Upstream account {self._name} gave a place for an upload that is not https.",
+                body=url,
+            )
         signed = {
             "content-type": data.media_type,
             "x-oss-content-sha256": qwen_files.UNSIGNED,
@@ -157,7 +165,7 @@ class Uploads:
         request = http.new_request(
             self._client,
             "PUT",
-            _object_url(grant, path),
+            url,
             headers=http.checked_headers(
                 {**signed, "authorization": authorization}, account_name=self._name
             ),
@@ -268,6 +276,16 @@ def _read_grant(data: JSONValue, account_name: str) -> _Grant:
             body=json.dumps_text(sorted(found)),
         )
     return _Grant(*map(str, values))
+
+
+def _is_store(url: str, base_url: str) -> bool:
+    """Whether a file may go to the address: the site names it, and must not lead into this network.
+
+    What stands inside has no certificate for a name that the site could give. Only a site that itself
+    is reached without TLS may have its store beside it.
+    """
+    place = urlsplit(url)
+    return place.scheme == "https" or place[:2] == urlsplit(base_url)[:2]
 
 
 def _object_url(grant: _Grant, path: str) -> str:

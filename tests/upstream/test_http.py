@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 
 import httpx
 import pytest
@@ -112,6 +113,15 @@ def test_tls_against_a_plain_server_is_named(openai_compatible):
             UpstreamProtocolError,
             "broken HTTP",
             id="not the coding it says",
+        ),
+        pytest.param(
+            Reply(
+                body=gzip.compress(gzip.compress(b"{}")),
+                headers={"content-encoding": "gzip, gzip"},
+            ),
+            UpstreamProtocolError,
+            "broken HTTP",
+            id="coded twice",
         ),
     ],
 )

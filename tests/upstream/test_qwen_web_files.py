@@ -308,6 +308,33 @@ def test_a_document_that_is_never_read(qwen_web, monkeypatch):
     assert isinstance(asked(qwen_web, call(document())).error, UpstreamTimeout)
 
 
+@pytest.mark.parametrize(
+    ("url", "base_url", "is_store"),
+    [
+        ("https://bucket.oss.example/a", "https://chat.example", True),
+        ("http://bucket.oss.example/a", "https://chat.example", False),
+        ("http://169.254.169.254/a", "https://chat.example", False),
+        ("http://169.254.169.254/a", "http://127.0.0.1:8000", False),
+        ("http://127.0.0.1:8100/a", "http://127.0.0.1:8000", False),
+        ("http://127.0.0.1:8000/a", "http://127.0.0.1:8000", True),
+        ("file:///etc/passwd", "https://chat.example", False),
+    ],
+)
+def test_a_store_is_by_https_or_beside_the_site(url, base_url, is_store):
+    assert qwen_web_files._is_store(url, base_url) is is_store
+
+
+def test_the_site_cannot_send_a_file_into_this_network(qwen_web, openai_compatible, monkeypatch):
+    inside = qwen_web_files._object_url
+
+    def elsewhere(grant, path):
+        return inside(grant._replace(endpoint=openai_compatible.url), path)
+
+    monkeypatch.setattr(qwen_web_files, "_object_url", elsewhere)
+    assert isinstance(asked(qwen_web, call(image())).error, UpstreamProtocolError)
+    assert not openai_compatible.double.requests
+
+
 def test_the_stores_address():
     grant = qwen_web_files._Grant(
         "a", "b", "c", "d", "u/1_x y.png", "1", "bucket", "oss-r", "oss.example"
