@@ -10,6 +10,8 @@ import sys
 
 
 def main() -> None:
+    # Conversations, backups, secrets and locks are this user's alone, whichever command makes them first.
+    os.umask(0o077)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "qwenproxy.settings")
     if os.environ.get("NO_COLOR"):
         # Django has a name of its own for what others call so.

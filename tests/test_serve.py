@@ -113,6 +113,10 @@ def test_a_first_start_tells_its_secrets_once_and_answers(serve):
     )
     assert answer.status_code == 200
     assert answer.json()["choices"][0]["message"]["content"]
+    limits = Path(f"/proc/{first.process.pid}/limits")
+    if limits.exists():
+        # What its memory holds is left in no core dump.
+        assert re.search("Max core file size +0 +0 ", limits.read_text())
     assert first.end(signal.SIGTERM) == 0
     second = serve().wait_until_ready()
     assert "API key" not in second.said

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import gc
-import os
 import signal
 import socket
 import sys
@@ -78,8 +77,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, host: str, port: int, migrate: str, **options: Any) -> None:
-        # Conversations, backups and locks are this user's alone.
-        os.umask(0o077)
+        _forbid_core_dumps()
         listeners = _bind_all(host, port)
         port = listeners[0].getsockname()[1]
         address = _url(host, port)
@@ -149,6 +147,15 @@ class Command(BaseCommand):
                 f"Found {found.name} at {found.base_url} with {', '.join(found.models[:3])}: "
                 "the admin offers it under Upstream accounts."
             )
+
+
+def _forbid_core_dumps() -> None:
+    """Keys, credentials and conversations are in memory: a crash must not leave them on the disk."""
+    if sys.platform != "win32":
+        # Elsewhere there is no such module.
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _config() -> uvicorn.Config:
