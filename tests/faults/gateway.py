@@ -78,6 +78,8 @@ class Gateway:
                 env=self.environ,
                 stdout=log,
                 stderr=log,
+                # Ctrl-C is for who runs the load.
+                start_new_session=True,
             )
 
     async def start(self, *, is_cold: bool = False) -> None:

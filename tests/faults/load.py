@@ -45,8 +45,12 @@ _MORE_S = 120.0
 class EchoDouble(OpenAICompatibleDouble):
     """Answers each question with itself and some words, at a pace; notes histories of two conversations."""
 
-    def __init__(self, *, words: tuple[int, int] = (3, 60), delay_s: float = 0.02) -> None:
+    def __init__(
+        self, *, words: tuple[int, int] = (3, 60), delay_s: float = 0.02, quick: float = 0.0
+    ) -> None:
         super().__init__()
+        # The share of answers that come without a pause.
+        self.quick = quick
         self.words = words
         self.pace_s = delay_s
         self.mixed: list[str] = []
@@ -58,7 +62,8 @@ class EchoDouble(OpenAICompatibleDouble):
         if len(secrets) != 1:
             self.mixed.append(f"the upstream was sent messages of {len(secrets)} conversations")
         words = " ".join(f"word{i}" for i in range(random.randint(*self.words)))
-        return Reply(text=f"answer to {messages[-1]['content']} {words}", delay_s=self.pace_s)
+        delay_s = 0 if random.random() < self.quick else self.pace_s
+        return Reply(text=f"answer to {messages[-1]['content']} {words}", delay_s=delay_s)
 
 
 @dataclass(slots=True, eq=False)

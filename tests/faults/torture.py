@@ -88,11 +88,13 @@ class Torture:
         # Answers whose process has died and was not settled yet.
         self._later: list[Answer] = []
 
-    async def run(self, rounds: int, *, until: float = float("inf")) -> None:
-        """Break things so many times, or until a time of the monotonic clock."""
+    async def run(self, rounds: int, *, until: float, stopped: asyncio.Event) -> None:
+        """Break things so many times, or until a time of the monotonic clock, or until it is stopped."""
         running = asyncio.create_task(self._load.run())
         try:
             while self._summary.rounds < rounds and time.monotonic() < until:
+                if stopped.is_set():
+                    break
                 await self._round()
                 self._summary.rounds += 1
                 await self._compare()
@@ -182,12 +184,14 @@ async def torture(
     limit_s: float = float("inf"),
     seed: int | None = None,
     lane: int = 0,
+    stopped: asyncio.Event | None = None,
 ) -> Summary:
     """Run it in a directory that is empty; on PostgreSQL with two processes."""
-    until = time.monotonic() + limit_s
+    until, stopped = time.monotonic() + limit_s, stopped or asyncio.Event()
     chosen = random.randrange(2**32) if seed is None else seed + lane
     summary, began = Summary(engine, chosen, lane), time.monotonic()
-    double = EchoDouble()
+    # Some are longer than what may be lost, all are of few pieces: the time is to go into kills.
+    double = EchoDouble(words=(3, 40), delay_s=0.05, quick=0.6)
     with serve_in_thread(double) as upstream_url, new_database(engine) as database_url:
         names = ("first", "second") if database_url else ("first",)
         gateways = [
@@ -205,7 +209,9 @@ async def torture(
                 gateways[0].key,
                 conversations=conversations,
             )
-            await Torture(gateways, load, summary, seconds=seconds).run(rounds, until=until)
+            await Torture(gateways, load, summary, seconds=seconds).run(
+                rounds, until=until, stopped=stopped
+            )
             found = summary.findings
             found.differences += [*load.complaints, *double.mixed]
             found.add(await asyncio.to_thread(check, gateways[0].database_url, []))
@@ -221,11 +227,19 @@ async def torture(
 
 
 async def in_lanes(directory: Path, engine: str, lanes: int, rounds: int, **given: Any) -> Summary:
-    """So many runs side by side, each with gateways, a database and load of its own; their sum."""
+    """So many runs side by side, each with gateways, a database and load of its own; their sum.
+
+    Ctrl-C and SIGTERM end it in order, with what was seen until then.
+    """
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     shares = [rounds // lanes + (lane < rounds % lanes) for lane in range(lanes)]
     runs = await asyncio.gather(
         *(
-            torture(directory / str(lane), engine, rounds=share, lane=lane, **given)
+            torture(
+                directory / str(lane), engine, rounds=share, lane=lane, stopped=stopped, **given
+            )
             for lane, share in enumerate(shares)
         )
     )

@@ -35,6 +35,8 @@ class Warm:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            # Ctrl-C is for who runs the load.
+            start_new_session=True,
         )
 
     def launch(self, port: int, log: Path) -> Forked:
