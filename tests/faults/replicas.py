@@ -54,6 +54,7 @@ class Replicas:
         *,
         count: int = 2,
         settings: Mapping[str, str] | None = None,
+        is_warm: bool = False,
     ) -> None:
         self.database_url = database_url
         self.gateways = [
@@ -62,6 +63,7 @@ class Replicas:
                 upstream_url=upstream_url,
                 database_url=database_url,
                 settings=settings,
+                is_warm=is_warm,
             )
             for number in range(count)
         ]
