@@ -99,6 +99,8 @@ class Command(BaseCommand):
         if settings.ADMIN_BIND:
             self._say(f"Admin on {admin_address}/admin/, and nowhere else")
         self._say(f"Serving on {address} (Ctrl-C stops)")
+        # What serves has connections of its own.
+        connections.close_all()
         # What is loaded by now stays: the collector need not look at it for every few hundred objects
         # that a turn makes (about a tenth of a request's time, docs/performance.md).
         gc.freeze()
