@@ -140,17 +140,19 @@ def _find_answer(
     owner, params = _owner(user_id, session_id)
     sql = _FIND.format(owner=owner)
 
-    def best(index: int, limit: int) -> _Answer | None:
+    # A loop: a closure that calls itself would keep the whole history until the collector comes to it.
+    def best(index: int) -> _Answer | None:
         digest = line[index].digest
-        tx.execute(sql, [tx.time(now - _SURELY_KEPT), tx.time(now), digest, *params, limit])
-        rows = tx.fetchall()
-        found = [
-            _answer(index, row, context_digest, is_claimed=(row[0], digest) in claimed)
-            for row in rows
-        ]
-        chosen = max(found, key=lambda a: (a.same_context, not a.continued), default=None)
-        if chosen is not None and chosen.continued and len(rows) == limit < _ALL_CANDIDATES:
-            return best(index, _ALL_CANDIDATES)
+        for limit in (_CANDIDATES, _ALL_CANDIDATES):
+            tx.execute(sql, [tx.time(now - _SURELY_KEPT), tx.time(now), digest, *params, limit])
+            rows = tx.fetchall()
+            found = [
+                _answer(index, row, context_digest, is_claimed=(row[0], digest) in claimed)
+                for row in rows
+            ]
+            chosen = max(found, key=lambda a: (a.same_context, not a.continued), default=None)
+            if chosen is None or not chosen.continued or len(rows) < limit:
+                break
         return chosen
 
     # Nearly always the last answer is ours; one probe finds it. Looking for all at once by
@@ -158,7 +160,7 @@ def _find_answer(
     remaining = list(answers)
     while remaining:
         index = remaining.pop()
-        if (found := best(index, _CANDIDATES)) is not None:
+        if (found := best(index)) is not None:
             return found
         deepest = _deepest_stored(
             tx, line, remaining, "m.given AND " + owner, params, join=session_id is None

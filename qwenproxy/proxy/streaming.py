@@ -22,6 +22,10 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
+def _nobody() -> None:
+    """Whom to tell that the client left, after the turn's end."""
+
+
 class ClientStream(HttpResponseBase):
     """The answer to one turn's client, streamed (`sse`) or whole."""
 
@@ -79,6 +83,9 @@ class ClientStream(HttpResponseBase):
 
     def end(self) -> None:
         self._ended = True
+        # The turn holds this stream, and is held by nobody from now on: a circle would keep both, with the
+        # whole request, until the collector looks at the oldest objects, once in 100,000 requests or more.
+        self._on_left = _nobody
         self._wake()
 
     def fail(self, error: GatewayError, event: bytes, *, body: JSONObject | None = None) -> None:

@@ -165,6 +165,7 @@ class Turn:
             self.opened = await self.gateway.recorder.open(self._opening)
         except BaseException as error:
             self.gateway.leave(self)
+            self.client.end()
             if isinstance(error, RateLimited):
                 metrics.REFUSED.labels(error.reason).inc()
             raise
