@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import ssl
+import sys
 from collections.abc import Iterator
 
 import httpx
@@ -14,6 +15,11 @@ from openai import DefaultHttpxClient, OpenAI
 from tests.doubles.openai_compatible import OpenAICompatibleDouble
 from tests.doubles.qwen_web import QwenWebDouble
 from tests.doubles.server import serve_in_thread
+from tests.emptying import Emptying
+
+# Comes with a tool of the tests' requirements; jsonschema would load its grammars for seconds. What runs
+# has none of it.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 # Everything here speaks plain HTTP: reading the certificates anew for every client costs 60 ms.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -22,6 +28,15 @@ NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 @pytest.fixture(autouse=True)
 def _no_certificates(monkeypatch) -> None:
     monkeypatch.setattr(httpx, "create_ssl_context", lambda *args, **kwargs: NO_TLS)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cheap_emptying() -> None:
+    # Only now are there settings.
+    from django.test import TransactionTestCase
+
+    emptying = Emptying(TransactionTestCase._fixture_teardown)
+    TransactionTestCase._fixture_teardown = lambda test_case: emptying.empty(test_case)
 
 
 @pytest.fixture
