@@ -1,4 +1,4 @@
-"""Behind a real PgBouncer that changes servers between transactions nothing migrates; past it all does."""
+"""Behind a real PgBouncer that changes servers between transactions nothing migrates or serves."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ def test_it_is_refused_whether_the_pool_is_busy_or_not(postgresql_project):
         assert recorded(project) == []
         ended = project.run("migrate", DATABASE_URL=pooled, QWENPROXY_MIGRATE_DATABASE_URL=direct)
         assert ended.returncode == 0, ended.stderr
+        # Nothing is left to be changed: what serves needs a lock of its own.
+        ended = project.run("serve", DATABASE_URL=pooled, QWENPROXY_MIGRATE_DATABASE_URL=direct)
+        assert ended.returncode == 9, ended.stderr
+        assert "pool_mode = session" in ended.stderr
     assert recorded(project) == [("0001_step",)]
 
 
