@@ -37,6 +37,7 @@ from qwenproxy.proxy.routing import Routing  # noqa: E402
 from qwenproxy.proxy.streaming import Receive, Send  # noqa: E402
 from qwenproxy.proxy.upkeep import Upkeep  # noqa: E402
 from qwenproxy.proxy.upstreams import make_upstream  # noqa: E402
+from qwenproxy.reports import close_reports  # noqa: E402
 from qwenproxy.schema.locking import refuse_pool  # noqa: E402
 from qwenproxy.schema.state import read_state  # noqa: E402
 from qwenproxy.upstream.http import open_client  # noqa: E402
@@ -97,6 +98,7 @@ class Application:
             stop = await starting
             await stop()
         await asyncio.to_thread(close_pool)
+        await asyncio.to_thread(close_reports)
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _start_when_ready(self, problem: str) -> Callable[[], Awaitable[None]]:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 from django.db import DEFAULT_DB_ALIAS, Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -26,8 +26,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 THREADS = 2
-# Of those that read for reports: chats wait for the others, and share the interpreter with one of these.
-READ_THREADS = 1
+# Chats wait for the threads of the first; one thread reads the record, beside them in the same interpreter, and
+# one waits for another process (`qwenproxy.reports`).
+_Purpose = Literal["chats", "record", "reports"]
 STATEMENT_TIMEOUT_S = 10.0
 # SQLite's virtual machine asks for the deadline once in so many instructions, about once a millisecond.
 _INSTRUCTIONS_BETWEEN_CHECKS = 20_000
@@ -46,10 +47,12 @@ _state = _ThreadState()
 
 
 class _Pool:
-    def __init__(self, threads: int) -> None:
+    def __init__(self, purpose: _Purpose) -> None:
         self.connections: list[BaseDatabaseWrapper] = []
         self.executor = ThreadPoolExecutor(
-            threads, thread_name_prefix="qwenproxy-db", initializer=self._register
+            THREADS if purpose == "chats" else 1,
+            thread_name_prefix="qwenproxy-db",
+            initializer=self._register,
         )
 
     def _register(self) -> None:
@@ -68,16 +71,15 @@ class _Pool:
             connection.close()
 
 
-# By the number of their threads.
-_pools: dict[int, _Pool] = {}
+_pools: dict[_Purpose, _Pool] = {}
 _pool_lock = threading.Lock()
 
 
-def _executor(threads: int) -> ThreadPoolExecutor:
+def _executor(purpose: _Purpose) -> ThreadPoolExecutor:
     with _pool_lock:
-        if threads not in _pools:
-            _pools[threads] = _Pool(threads)
-        return _pools[threads].executor
+        if purpose not in _pools:
+            _pools[purpose] = _Pool(purpose)
+        return _pools[purpose].executor
 
 
 async def run_in_db(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -88,19 +90,26 @@ async def run_in_db(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs)
     A cancelled caller does not stop a function that already runs.
     """
     loop = asyncio.get_running_loop()
-    call = partial(_call, function, *args, **kwargs)
-    return await loop.run_in_executor(_executor(THREADS), call)
+    call = partial(call_with_limits, function, *args, **kwargs)
+    return await loop.run_in_executor(_executor("chats"), call)
 
 
 async def read_in_db(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """The same for what is read of the record, one call at a time.
 
-    Statistics and searches take long: in a thread of their own they wait for each other, and chats, whose
-    keys and accounts are read by `run_in_db`, do not wait for them.
+    Statistics, searches and exports take long: in a thread of their own they wait for each other, and chats,
+    whose keys and accounts are read by `run_in_db`, do not wait for them.
     """
     loop = asyncio.get_running_loop()
-    call = partial(_call, function, *args, **kwargs)
-    return await loop.run_in_executor(_executor(READ_THREADS), call)
+    call = partial(call_with_limits, function, *args, **kwargs)
+    return await loop.run_in_executor(_executor("record"), call)
+
+
+async def wait_beside(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run what waits for another process, one call at a time; it gets no connection."""
+    loop = asyncio.get_running_loop()
+    call = partial(function, *args, **kwargs)
+    return await loop.run_in_executor(_executor("reports"), call)
 
 
 def close_pool() -> None:
@@ -115,7 +124,8 @@ def close_pool() -> None:
         pool.close()
 
 
-def _call(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+def call_with_limits(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call on this thread's connection, kept in order and with the limits of `run_in_db`."""
     connection = connections[DEFAULT_DB_ALIAS]
     _state.deadline_s = time.monotonic() + STATEMENT_TIMEOUT_S
     try:

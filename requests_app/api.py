@@ -14,8 +14,9 @@ from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse, QueryDict
 from ninja import Router
 
-from qwenproxy.database import run_in_db
+from qwenproxy.database import read_in_db, run_in_db
 from qwenproxy.errors import InvalidRequest, NotFound
+from qwenproxy.reports import report
 from qwenproxy.wire import json
 from qwenproxy.wire.json import JSONObject
 from qwenproxy.wire.openai_responses import PREFIX
@@ -31,7 +32,7 @@ from requests_app.records import (
     request_object,
     response_object,
 )
-from requests_app.stats import read_stats_query, stats_object, usage_totals
+from requests_app.stats import read_stats_query, stats_json, usage_totals
 from requests_app.windows import INTERVALS
 from sessions_app.api import require_session
 from sessions_app.api import router as sessions_router
@@ -204,11 +205,10 @@ async def get_stats(request: HttpRequest) -> HttpResponse:
     Quarters of an hour are the smallest unit. A key without the scope admin sees its own figures: by
     model, account or error, and percentiles, over a day at most. Deleted sessions are still counted.
     """
-    return await json_answer(
-        stats_object,
-        visible_key(request),
-        read_stats_query(request.GET, datetime.now(UTC), settings.REPORTING_ZONE),
-    )
+    query = read_stats_query(request.GET, datetime.now(UTC), settings.REPORTING_ZONE)
+    run = report if query.is_long else read_in_db
+    body = await run(stats_json, visible_key(request), query)
+    return HttpResponse(body, content_type="application/json")
 
 
 @router.get(

@@ -27,7 +27,7 @@ from django.http import Http404, HttpRequest, StreamingHttpResponse
 
 from qwenproxy.access import staff
 from qwenproxy.access.models import ApiKey, UpstreamAccount
-from qwenproxy.database import run_in_db
+from qwenproxy.database import read_in_db
 from qwenproxy.wire import json
 from qwenproxy.wire.history import decode_content
 from qwenproxy.wire.json import JSONObject
@@ -101,10 +101,10 @@ class Export:
 
     async def __anext__(self) -> bytes:
         # Each piece is made of queries of its own, so any thread may take the next.
-        piece = await run_in_db(self._next)
+        piece = await read_in_db(self._next)
         while piece is not None and not piece[0]:
             # It looked through rows of which none is wanted.
-            piece = await run_in_db(self._next)
+            piece = await read_in_db(self._next)
         if piece is None:
             self._is_whole = True
             raise StopAsyncIteration

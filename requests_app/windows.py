@@ -71,6 +71,10 @@ class Window:
     def __contains__(self, slot: int) -> bool:
         return self.start <= slot < self.end
 
+    def points(self, interval: Interval) -> int:
+        """How many points a line over it has, about."""
+        return len(self) // _SLOTS_PER[interval] + 1
+
     def before(self, slot: int) -> Window:
         """The part before a slot."""
         return Window(self.start, max(self.start, min(self.end, slot)))

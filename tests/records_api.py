@@ -79,6 +79,8 @@ class RecordsClient:
     def _call(self, method: str, url: str, query: dict[str, Any]) -> Any:
         with (
             patch("sessions_app.paging.read_in_db", _run_in_test_thread),
+            patch("requests_app.api.read_in_db", _run_in_test_thread),
+            patch("requests_app.api.report", _run_in_test_thread),
             patch("requests_app.api.run_in_db", _run_in_test_thread),
         ):
             return getattr(self._client, method)(f"/v1{url}", query or None)

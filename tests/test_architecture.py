@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "qwenproxy.checks": (),
     "qwenproxy.logs": SHARED,
     "qwenproxy.database": SHARED,
+    "qwenproxy.reports": (*SHARED, "qwenproxy.database"),
     "qwenproxy.transaction": SHARED,
     "qwenproxy.upstream": (*SHARED, "qwenproxy.metrics"),
     "qwenproxy.access": (*SHARED, "qwenproxy.database", "qwenproxy.transaction"),
@@ -56,6 +57,7 @@ MAY_IMPORT = {
     "requests_app": (
         *SHARED,
         "qwenproxy.database",
+        "qwenproxy.reports",
         "qwenproxy.transaction",
         "qwenproxy.access.models",
         "qwenproxy.access.staff",

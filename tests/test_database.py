@@ -156,7 +156,7 @@ def test_an_idle_connection_that_died_is_replaced_before_use(monkeypatch):
 
 def test_closing_ends_threads_and_connections():
     asyncio.run(run_in_db(driver_connection))
-    pool = database._pools[database.THREADS]
+    pool = database._pools["chats"]
     close_pool()
     assert [kept.connection for kept in pool.connections] == [None] * len(pool.connections)
     assert not [t for t in threading.enumerate() if t.name.startswith("qwenproxy-db")]
