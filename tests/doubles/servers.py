@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import re
 import shutil
 import socket
 import subprocess
@@ -23,7 +24,7 @@ import pytest
 
 from tests.doubles.server import unused_port
 
-# `missed` of the skip's reason: the summary of a run looks for it.
+# The summary of a run looks for it.
 MISSED = "IS NOT INSTALLED"
 _START_S = 20.0
 _PGBOUNCER = """\
@@ -37,6 +38,19 @@ auth_type = any
 logfile = {directory}/pgbouncer.log
 {lines}
 """
+
+
+def documented(language: str) -> str:
+    """The one block of docs/scaling.md in a language: `nginx` or `ini`, PgBouncer's."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "scaling.md").read_text("utf-8")
+    (block,) = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+    return str(block)
+
+
+def put(text: str, old: str, new: str) -> str:
+    """Replace what stands in a text once."""
+    assert text.count(old) == 1, old
+    return text.replace(old, new)
 
 
 def _binary(name: str) -> str:

@@ -138,6 +138,8 @@ class Agents:
         # Secret -> the sessions that answers which came whole were of.
         self.sessions: dict[str, set[str]] = {}
         self.running = self.most_running = 0
+        # What a gateway says that stops, or a proxy that does not reach one.
+        self.refusals = {503}
         self._key = key
 
     async def run(self) -> None:
@@ -203,8 +205,7 @@ class Agents:
                 call.session_id = response.headers.get("x-session-id", "")
                 if response.status_code != 200:
                     text = (await response.aread()).decode("utf-8", "replace")
-                    # A gateway that stops refuses.
-                    if response.status_code != 503:
+                    if response.status_code not in self.refusals:
                         self.complaints.append(f"status {response.status_code}: {text[:300]}")
                 elif body["stream"]:
                     await self._read_stream(response, call)

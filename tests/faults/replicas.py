@@ -4,6 +4,9 @@ Each call of a conversation goes to another process than the one before it. Afte
 or lost: every answer that a client received is on record and whole, every conversation is one session, the
 upstreams saw whole histories of one conversation each, `verifyrecords` finds no difference, and statistics
 that all processes rolled at the same time count each answer once. Exit status 0 where nothing differs, else 1.
+
+With `--restarts` the processes are restarted meanwhile, one after the other, and the clients know but the
+address of an nginx with the configuration of docs/scaling.md.
 """
 
 from __future__ import annotations
@@ -11,18 +14,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psycopg
 
-from tests.doubles.server import serve_in_thread
+from tests.doubles.server import serve_in_thread, unused_port
+from tests.doubles.servers import documented, nginx, put
 from tests.faults.agents import Agents, OpenAIAgents, Script, WebAgents
 from tests.faults.gateway import Gateway
 from tests.faults.load import check, read_rows
@@ -40,6 +45,7 @@ _ROLLED = (
     "SELECT COALESCE(SUM(n), 0), COALESCE(SUM(tokens_in), 0), COALESCE(SUM(tokens_out), 0),"
     " COALESCE(SUM(ms_sum), 0) FROM requests_app_usageslot WHERE dim = '{}'"
 )
+_CALLS_BETWEEN_RESTARTS = 60
 _TOLD = 20
 
 
@@ -114,6 +120,35 @@ def upstreams(script: Script) -> Iterator[tuple[str, dict[str, str], WebAgents]]
         yield url, {"QWEN_BASE_URL": web_url, "QWEN_TOKEN": "planted-token"}, web
 
 
+@contextmanager
+def balanced(replicas: Replicas) -> Iterator[str]:
+    """The documented nginx before two of them, without TLS."""
+    port = unused_port()
+    text = put(documented("nginx"), "listen 443 ssl", f"listen 127.0.0.1:{port}")
+    text = re.sub(r" *ssl_certificate.*\n", "", text)
+    for number, gateway in enumerate(replicas.gateways, 11):
+        text = put(text, f"10.0.0.{number}:8100", f"127.0.0.1:{gateway.port}")
+    with nginx(text, port):
+        yield f"http://127.0.0.1:{port}"
+
+
+async def roll_over(replicas: Replicas, agents: Agents, restarts: int) -> int:
+    """Restart one after the other under load; return how often before the conversations ended."""
+    running = asyncio.create_task(agents.run())
+    done = 0
+    while done < restarts and not running.done():
+        wanted = len(agents.calls) + _CALLS_BETWEEN_RESTARTS
+        while len(agents.calls) < wanted and not running.done():  # noqa: ASYNC110  # many tasks bring them
+            await asyncio.sleep(0.02)
+        gateway = replicas.gateways[done % len(replicas.gateways)]
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.wait() == 0, gateway.tail()
+        await gateway.start()
+        done += not running.done()
+    await running
+    return done
+
+
 async def roll_together(replicas: Replicas) -> list[str]:
     """Let all processes begin to roll what ended at the same moment; return what was counted otherwise."""
     await replicas.stop()
@@ -137,6 +172,7 @@ class Summary:
     replicas: int
     conversations: int
     turns: int
+    restarts: int = 0
     calls: int = 0
     at_the_same_time: int = 0
     answers_whole: int = 0
@@ -152,29 +188,37 @@ class Summary:
 
 
 async def converse(
-    directory: Path, *, conversations: int, turns: int, count: int = 2, pace_s: float = 0.05
+    directory: Path,
+    *,
+    conversations: int,
+    turns: int,
+    count: int = 2,
+    restarts: int = 0,
+    pace_s: float = 0.05,
 ) -> Summary:
     """Run it in a directory that is empty; `conversations` for each replica, all at the same time."""
     summary = Summary(count, conversations * count, turns)
     script = Script(pace_s)
-    with new_database("postgresql") as database_url, upstreams(script) as (url, settings, web):
+    with ExitStack() as servers:
+        database_url = servers.enter_context(new_database("postgresql"))
+        url, settings, web = servers.enter_context(upstreams(script))
         replicas = Replicas(directory, url, database_url, count=count, settings=settings)
-        try:
-            key = await replicas.start()
-            agents = Agents(replicas.urls, key, conversations=conversations * count, turns=turns)
-            began = time.monotonic()
-            await agents.run()
-            summary.seconds = round(time.monotonic() - began, 1)
-            _compare(summary, agents, database_url)
-            verified = replicas.gateways[0].manage("verifyrecords")
-            summary.verified = verified.stdout.strip().rpartition("\n")[2]
-            if verified.returncode:
-                summary.differences.append(f"verifyrecords: {verified.stdout}{verified.stderr}")
-            summary.differences += await roll_together(replicas)
-        finally:
-            replicas.close()
-        summary.web_chats = len(web.chats)
-    summary.mixed = len(script.mixed)
+        servers.callback(replicas.close)
+        key = await replicas.start()
+        urls = [servers.enter_context(balanced(replicas))] if restarts else replicas.urls
+        agents = Agents(urls, key, conversations=conversations * count, turns=turns)
+        if restarts:
+            agents.refusals |= {502, 504}
+        began = time.monotonic()
+        summary.restarts = await roll_over(replicas, agents, restarts)
+        summary.seconds = round(time.monotonic() - began, 1)
+        _compare(summary, agents, database_url)
+        verified = replicas.gateways[0].manage("verifyrecords")
+        summary.verified = verified.stdout.strip().rpartition("\n")[2]
+        if verified.returncode:
+            summary.differences.append(f"verifyrecords: {verified.stdout}{verified.stderr}")
+        summary.differences += await roll_together(replicas)
+    summary.web_chats, summary.mixed = len(web.chats), len(script.mixed)
     summary.differences += script.mixed
     return summary
 
@@ -207,6 +251,7 @@ def table(summary: Summary) -> str:
         ("replicas", f"{summary.replicas}"),
         ("conversations at the same time", f"{summary.conversations:,}"),
         ("turns of each", f"{summary.turns}, each with a call of a tool"),
+        ("restarts meanwhile, behind nginx", f"{summary.restarts}"),
         ("calls of the gateway", f"{summary.calls:,}"),
         ("most of them at the same time", f"{summary.at_the_same_time:,}"),
         ("answers received whole", f"{summary.answers_whole:,}"),
@@ -229,8 +274,11 @@ def main() -> int:
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--conversations", type=int, default=200, help="for each replica")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--restarts", type=int, default=0, help="behind nginx; of two replicas")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    if given.restarts and given.replicas != 2:
+        parser.error("the documented nginx has two replicas")
     if not SERVER:
         parser.error("QWENPROXY_TEST_DATABASE_URL names no server: use .ci/postgresql")
     with tempfile.TemporaryDirectory(prefix="qwenproxy-replicas.") as directory:
@@ -240,6 +288,7 @@ def main() -> int:
                 conversations=given.conversations,
                 turns=given.turns,
                 count=given.replicas,
+                restarts=given.restarts,
             )
         )
     text = json.dumps(asdict(summary), indent=2) if given.json else table(summary)

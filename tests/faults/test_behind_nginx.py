@@ -20,25 +20,14 @@ from cryptography.x509.oid import NameOID
 
 from tests.doubles.openai_compatible import OpenAICompatibleDouble
 from tests.doubles.server import Reply, serve_in_thread, unused_port
-from tests.doubles.servers import nginx
-from tests.faults.gateway import ROOT, Gateway
+from tests.doubles.servers import documented, nginx, put
+from tests.faults.gateway import Gateway
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 _NAME = "gateway.example.org"
 _PASSWORD = "a-password-of-tests"
 _KEY = "qp-" + "k" * 40
 _HELLO = {"model": "qwen3-8b", "messages": [{"role": "user", "content": "hello"}]}
-
-
-def documented() -> str:
-    page = (ROOT / "docs" / "scaling.md").read_text("utf-8")
-    (block,) = re.findall(r"```nginx\n(.*?)```", page, re.DOTALL)
-    return block
-
-
-def put(text: str, old: str, new: str) -> str:
-    assert text.count(old) == 1, old
-    return text.replace(old, new)
 
 
 def certificate() -> tuple[str, str]:
@@ -80,7 +69,7 @@ def behind(tmp_path_factory) -> Iterator[SimpleNamespace]:
         gateway = Gateway(
             tmp_path_factory.mktemp("nginx") / "data", upstream_url=upstream_url, settings=settings
         )
-        text = put(documented(), "10.0.0.11:8100", f"127.0.0.1:{gateway.port}")
+        text = put(documented("nginx"), "10.0.0.11:8100", f"127.0.0.1:{gateway.port}")
         text = put(text, "10.0.0.12:8100", f"127.0.0.1:{away}")
         text = put(text, "listen 443 ssl", f"listen 127.0.0.1:{port} ssl")
         text = put(text, "/etc/nginx/gateway.crt", "{directory}/crt")

@@ -17,7 +17,7 @@ import pytest
 
 from tests.conftest import NO_TLS
 from tests.doubles.server import serve_in_thread
-from tests.doubles.servers import pgbouncer
+from tests.doubles.servers import documented, pgbouncer
 from tests.faults.agents import Agents, Script
 from tests.faults.gateway import ROOT
 from tests.faults.load import EchoDouble, Load, check, read_rows
@@ -176,8 +176,7 @@ def test_the_script_notices_what_is_mixed_and_what_is_missing():
 
 
 def documented_pool() -> str:
-    page = (ROOT / "docs" / "scaling.md").read_text("utf-8")
-    (block,) = re.findall(r"```ini\n(.*?)```", page, re.DOTALL)
+    block = documented("ini")
     assert re.search(r"^qwenproxy = .*pool_mode=session", block, re.MULTILINE)
     (line,) = re.findall(r"^ignore_startup_parameters = .*$", block, re.MULTILINE)
     return line
