@@ -133,6 +133,8 @@ class Recorder:
         # Ends that could not be written: they are tried again until the database is back.
         self._owed: dict[str, Closing] = {}
         self._in_flight = False
+        # The database refused a batch until its deadline, and has taken none since.
+        self._is_failing = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._loop = asyncio.get_running_loop()
@@ -189,7 +191,8 @@ class Recorder:
 
         Raises:
             RateLimited: a limit of the key keeps it from beginning; nothing was written.
-            RecorderUnavailable: it could not be written before the deadline.
+            RecorderUnavailable: it could not be written before the deadline, or others could not and
+                it is being tried whether it can be again.
         """
         opened = await self._submit_open(opening)
         self._streams[opening.response_id] = _Stream(opening.keep.feed())
@@ -199,6 +202,9 @@ class Recorder:
         key_id, limits, tokens = opening.api_key_id, opening.limits, opening.reserved_tokens
         if limits and (known := self._refusals.find(key_id, limits, tokens)):
             raise known.error()
+        if self._is_failing and self._in_flight:
+            # One of them finds out whether it can be written again; the others need not wait for it.
+            raise RecorderUnavailable("the record cannot be written at present")
         outcome: Opened | Refusal = await self._submit(opening)
         if isinstance(outcome, Refusal):
             assert limits is not None
@@ -369,7 +375,9 @@ class Recorder:
         delay_s, vanished = _FIRST_DELAY_S, 0
         while True:
             try:
-                return self._try(attempt, deadline)
+                outcomes = self._try(attempt, deadline)
+                self._is_failing = False
+                return outcomes
             except Exception as exc:  # noqa: BLE001  # the thread's edge: each waiter gets the error
                 error = exc
             if is_connection_lost(error):
@@ -381,6 +389,7 @@ class Recorder:
                     time.sleep(delay_s)
                     delay_s = min(delay_s * 2, _LONGEST_DELAY_S)
                     continue
+                self._is_failing = True
             elif len(batch) > 1:
                 return [self._write([work], deadline)[0] for work in batch]
             elif isinstance(error, Vanished) or is_reference_broken(error):

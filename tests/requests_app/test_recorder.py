@@ -259,6 +259,26 @@ def test_a_database_locked_for_too_long_refuses_all_waiters_and_recovers(run, ke
     assert Response.objects.get().status == "completed"
 
 
+def test_after_a_refusal_others_are_refused_at_once_until_a_write_succeeds(run, key):
+    first, second, third, fourth = one_shots(key, 4)
+
+    async def test(recorder):
+        with locked_database():
+            with pytest.raises(RecorderUnavailable):
+                await recorder.open(first)
+            trying = asyncio.create_task(recorder.open(second))
+            await asyncio.sleep(0)
+            with pytest.raises(RecorderUnavailable):
+                await recorder.open(third)
+            assert not trying.done()
+        await trying
+        await recorder.open(fourth)
+
+    run(test, deadline_s=2)
+    asked = set(Request.objects.values_list("request_id", flat=True))
+    assert asked == {second.request_id, fourth.request_id}
+
+
 def test_an_end_that_could_not_be_written_is_written_when_the_database_is_back(run, key):
     async def test(recorder):
         opening = make_opening(key, user("hi"))
