@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SBOM ?= sbom.cdx.json
 
-.PHONY: run test test-all check format bench torture pictures lock sbom clean
+.PHONY: run test test-all check format bench torture faults pictures lock sbom clean
 
 run: $(VENV)/.run-ready
 	@exec $(BIN)/python manage.py serve
@@ -36,6 +36,10 @@ ROUNDS ?= 1000
 torture: $(VENV)/.dev-ready
 	@$(if $(filter postgresql,$(ENGINE)),.ci/postgresql) $(BIN)/python -m tests.faults.torture --engine $(ENGINE) \
 	  --rounds $(ROUNDS) $(if $(SECONDS),--limit $(SECONDS)) $(ARGS)
+
+# All that tries to break the promises, with one table (docs/reliability.md); takes an hour or two.
+faults: $(VENV)/.dev-ready
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 # Of README and docs/admin.md; needs chromium.
 pictures: $(VENV)/.dev-ready

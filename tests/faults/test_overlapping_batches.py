@@ -36,7 +36,9 @@ SELECT s.id FROM sessions_app_session s WHERE s.request_count <>
 
 def test_10000_overlapping_batches_of_two_processes(tmp_path):
     with new_database("postgresql" if SERVER else "sqlite") as database_url:
-        gateway = Gateway(tmp_path / "data", upstream_url="http://127.0.0.1:9", database_url=database_url)
+        gateway = Gateway(
+            tmp_path / "data", upstream_url="http://127.0.0.1:9", database_url=database_url
+        )
         assert gateway.manage("migrate").returncode == 0
         assert gateway.manage("createapikey", "batches").returncode == 0
         writers = [
