@@ -10,6 +10,9 @@ SBOM ?= sbom.cdx.json
 run: $(VENV)/.run-ready
 	@exec $(BIN)/python manage.py serve
 
+# Whatever the environment says: compiling anew is a quarter of the start of each of hundreds of processes.
+test test-all: export PYTHONDONTWRITEBYTECODE =
+
 test: $(VENV)/.dev-ready
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
