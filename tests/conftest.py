@@ -171,3 +171,10 @@ def pytest_terminal_summary(terminalreporter) -> None:
             f"{len(missed)} tests with clients' own programs were SKIPPED: tests/clients/install"
             " installs them."
         )
+    missed = [report for report in skipped if "IS NOT INSTALLED" in str(report.longrepr)]
+    if missed:
+        terminalreporter.section("NO PGBOUNCER OR NGINX", sep="!", red=True, bold=True)
+        terminalreporter.line(
+            f"{len(missed)} tests behind a real PgBouncer or nginx were SKIPPED: install them"
+            " (Debian, Ubuntu: apt install pgbouncer nginx-light), then run them again."
+        )

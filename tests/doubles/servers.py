@@ -25,7 +25,7 @@ import pytest
 from tests.doubles.server import unused_port
 
 # The summary of a run looks for it.
-MISSED = "IS NOT INSTALLED"
+_MISSED = "IS NOT INSTALLED"
 _START_S = 20.0
 _PGBOUNCER = """\
 [databases]
@@ -56,7 +56,7 @@ def put(text: str, old: str, new: str) -> str:
 def _binary(name: str) -> str:
     found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
     if found is None:
-        pytest.skip(f"{name.upper()} {MISSED}: what is behind a real one is not tested")
+        pytest.skip(f"{name.upper()} {_MISSED}: what is behind a real one is not tested")
     return found
 
 
