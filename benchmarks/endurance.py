@@ -1,5 +1,5 @@
 """What must not wear out, and who must not cost others: memory over requests and chunks, clients that hardly
-read, heavy statistics beside chats.
+read, heavy statistics and removal beside chats.
 
 Memory is the resident size of the serving process; its slope is that of the least squares, after a third of
 the load as warm-up. The others compare two sides in turn, as benchmarks/targets.py does.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,12 +19,14 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from statistics import linear_regression, median
 
 from benchmarks import load, systems
+from benchmarks.aged import SESSIONS
 from benchmarks.load import Reading
-from benchmarks.processes import ROOT
-from benchmarks.systems import KEY, System
+from benchmarks.processes import LOAD_CORE, ROOT, SYSTEM_CORE
+from benchmarks.systems import KEY, System, environment
 from benchmarks.targets import Figure, Lab, alternate
 
 REQUESTS, CHUNKS = 200_000, 100_000
@@ -39,6 +42,9 @@ _SLOW_CLIENTS = 20
 _STATISTICS_CLIENTS = 20
 _STATISTICS = "/v1/stats?range=30d&group=model&interval=slot"
 _ROWS = 100_000
+_PRUNE_START_S = 15
+# Twenty wait for one another, each a second of the processor.
+_LATEST_S = 300
 
 
 def _slope(at: list[int], sizes: list[int]) -> float:
@@ -192,9 +198,52 @@ def _ask(gateway: System, asked: list[int]) -> None:
     request = urllib.request.Request(
         f"http://127.0.0.1:{gateway.port}{_STATISTICS}", headers={"Authorization": f"Bearer {KEY}"}
     )
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=_LATEST_S) as answer:
         answer.read()
     asked[0] += 1
+
+
+def prune(lab: Lab) -> None:
+    """Chats beside `manage.py prune` over a record of 131,072 old sessions; `verifyrecords` of it."""
+    with ExitStack() as stack:
+        double = stack.enter_context(systems.double(lab.directory, _MODELS))
+        with systems.gateway(lab.directory, double) as empty:
+            data = empty.database.parent if empty.database else None
+        assert data is not None
+        run = partial(subprocess.run, cwd=ROOT, check=True, timeout=900, stdout=subprocess.DEVNULL)
+        run([sys.executable, "-m", "benchmarks.aged", str(data)])
+        command = [sys.executable, "manage.py"]
+        began = time.monotonic()
+        run([*command, "verifyrecords"], env=environment(data))
+        taken_s = time.monotonic() - began
+        gateway = stack.enter_context(systems.gateway(lab.directory, double, filled=data))
+        chats = partial(_chats, lab, gateway, double)
+        chats()
+        found = alternate(
+            {"with": partial(_beside_prune, data, chats), "without": chats}, lab.pairs, _describe
+        )
+    print(f"  verifyrecords: {2 * SESSIONS / taken_s:,.0f} messages/s, its start included")
+    _compare(lab, "prune", "chats beside prune", found, {"p50": 1.25, "p99": 1.5})
+    shutil.rmtree(data)
+
+
+def _beside_prune(data: Path, chats: Callable[[], Reading]) -> Reading:
+    # Wherever there is room: with this process it would stay on the generator's core.
+    command = ["taskset", "--cpu-list", f"{SYSTEM_CORE},{LOAD_CORE}", sys.executable, "manage.py"]
+    command += ["prune", "--record-days", "30"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment(data), stdout=subprocess.DEVNULL
+    ) as pruning:
+        try:
+            # It has started, and removes.
+            time.sleep(_PRUNE_START_S)
+            reading = chats()
+            if pruning.poll() is not None:
+                raise RuntimeError(f"prune ended with {pruning.returncode} before the reading did")
+        finally:
+            pruning.send_signal(signal.SIGINT)
+            pruning.wait(60)
+    return reading
 
 
 def _chats(lab: Lab, gateway: System, double: System) -> Reading:
@@ -226,8 +275,8 @@ def _compare(
 
 
 def endurance(lab: Lab) -> None:
-    """The four of these, one after the other; takes ten minutes."""
-    for part in (slow_clients, statistics, memory_over_chunks, memory_over_requests):
+    """All of these, one after the other; takes a quarter of an hour."""
+    for part in (slow_clients, statistics, prune, memory_over_chunks, memory_over_requests):
         print(f" {part.__name__}: {part.__doc__}", flush=True)
         part(lab)
 
@@ -238,4 +287,5 @@ ENDURANCE: Mapping[str, Callable[[Lab], None]] = {
     "longstream": memory_over_chunks,
     "slowclient": slow_clients,
     "statistics": statistics,
+    "prune": prune,
 }
