@@ -1,13 +1,12 @@
 """`make faults`: everything that tries to break the promises, one after the other, and one table of what it saw.
 
-Kills on both engines, the single faults on both, what wears out, and the fuzzer. What each says goes to a
-file of its own. Exit status 0 where all that could run has passed, else 1.
+Kills on both engines, agents through two processes, the single faults on both engines, what wears out, and
+the fuzzer. What each says goes to a file of its own. Exit status 0 where all that could run has passed, else 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -30,6 +29,16 @@ _FAULTS = [
     *(f"tests/requests_app/test_{part}.py" for part in ("recorder", "settling", "verifying")),
 ]
 _PYTEST = [*_PYTHON, "pytest", "-m", "slow or not slow", "-p", "no:cacheprovider", *_FAULTS]
+_COUNTS = (
+    "rounds",
+    "conversations at the same time",
+    "answers received whole",
+    "answers broken off",
+    "broken off or refused",
+    "longest loss of a broken one",
+    "histories mixed or not whole",
+    "differences",
+)
 # Of .ci/postgresql: there is no server, and it cannot be installed.
 _NOT_HERE = 69
 
@@ -39,17 +48,11 @@ def _last_line(said: str) -> str:
     return lines[-1].strip("= ") if lines else ""
 
 
-def _of_kills(said: str) -> str:
-    try:
-        seen = json.loads(said)
-    except ValueError:
-        return _last_line(said)
-    found = seen["findings"]
-    return (
-        f"{seen['rounds']:,} rounds: {found['whole']:,} answers received whole, {found['partial']:,}"
-        f" broken off, {found['longest_loss_s']:.2f} s lost at most;"
-        f" {len(found['differences'])} differences"
-    )
+def _of_table(said: str) -> str:
+    """The rows that count of a table of two columns."""
+    rows = [line.strip("| ").partition(" | ") for line in said.splitlines()]
+    told = [f"{value} {name}" for name, _, value in rows if name in _COUNTS]
+    return "; ".join(told) or _last_line(said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +64,11 @@ class Step:
 
 
 def steps(rounds: int) -> list[Step]:
-    kills = [*_PYTHON, "tests.faults.torture", "--json", "--rounds", str(rounds)]
+    kills = [*_PYTHON, "tests.faults.torture", "--rounds", str(rounds)]
     return [
-        Step("kills, SQLite", kills, _of_kills),
-        Step("kills, PostgreSQL", [*_POSTGRESQL, *kills, "--engine", "postgresql"], _of_kills),
+        Step("kills, SQLite", kills, _of_table),
+        Step("kills, PostgreSQL", [*_POSTGRESQL, *kills, "--engine", "postgresql"], _of_table),
+        Step("two processes", [*_POSTGRESQL, *_PYTHON, "tests.faults.replicas"], _of_table),
         Step("single faults, SQLite", _PYTEST),
         Step("single faults, PostgreSQL", [*_POSTGRESQL, *_PYTEST]),
         Step("endurance", [*_PYTHON, "benchmarks", "endurance"]),

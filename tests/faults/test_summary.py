@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import pytest
 
 from tests.faults import __main__ as faults
-
-KILLS = {
-    "rounds": 1000,
-    "findings": {"whole": 2000, "partial": 3, "longest_loss_s": 0.5, "differences": ["one"]},
-}
+from tests.faults.load import Findings
+from tests.faults.torture import Summary, table
 
 
 @pytest.mark.parametrize(
@@ -28,12 +24,14 @@ def test_a_step_is_a_row_with_its_last_line(tmp_path, ends, result):
     assert "first" in (tmp_path / "a-b.log").read_text()
 
 
-def test_kills_are_summed_up():
-    told = faults._of_kills(json.dumps(KILLS))
+def test_a_table_is_summed_up_by_the_rows_that_count():
+    found = Findings(differences=["one"], whole=2000, partial=3, longest_loss_s=0.5)
+    told = faults._of_table(table(Summary("sqlite", 1, rounds=1000, findings=found)))
     assert told == (
-        "1,000 rounds: 2,000 answers received whole, 3 broken off, 0.50 s lost at most; 1 differences"
+        "1,000 rounds; 2,000 answers received whole; 3 answers broken off;"
+        " 0.50 s longest loss of a broken one; 1 differences"
     )
-    assert faults._of_kills("it broke") == "it broke"
+    assert faults._of_table("it broke") == "it broke"
 
 
 def test_what_it_runs_exists():
