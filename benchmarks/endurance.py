@@ -92,7 +92,7 @@ def memory_over_chunks(lab: Lab) -> None:
 
 
 @contextlib.contextmanager
-def _beside(function: Callable[[], object], *, every_s: float) -> Iterator[None]:
+def _beside(function: Callable[[], object], *, every_s: float, threads: int = 1) -> Iterator[None]:
     """Call it again and again until the end, which raises what it raised."""
     ended, failures = threading.Event(), []
 
@@ -104,13 +104,15 @@ def _beside(function: Callable[[], object], *, every_s: float) -> Iterator[None]
                 failures.append(exc)
                 return
 
-    thread = threading.Thread(target=run)
-    thread.start()
+    running = [threading.Thread(target=run) for _ in range(threads)]
+    for thread in running:
+        thread.start()
     try:
         yield
     finally:
         ended.set()
-        thread.join()
+        for thread in running:
+            thread.join()
     if failures:
         raise RuntimeError(f"beside the load: {failures[0]}")
 
@@ -182,9 +184,10 @@ def statistics(lab: Lab) -> None:
         asked = [0]
 
         def beside_statistics() -> Reading:
-            with ExitStack() as clients:
-                for _ in range(_STATISTICS_CLIENTS):
-                    clients.enter_context(_beside(partial(_ask, gateway, asked), every_s=0))
+            ask = partial(_ask, gateway, asked)
+            # Starts the process that makes them.
+            ask()
+            with _beside(ask, every_s=0, threads=_STATISTICS_CLIENTS):
                 return chats()
 
         chats()
