@@ -15,7 +15,7 @@ from typing import Any
 DOUBLED = 17
 SESSIONS = 2**DOUBLED
 _AGE = timedelta(days=400)
-_ID = "00000000-0000-4000-8000-"
+OLD_ID = "00000000-0000-4000-8000-"
 
 
 def _first() -> None:
@@ -28,7 +28,7 @@ def _first() -> None:
     then = datetime.now(UTC) - _AGE
     key = ApiKey.objects.create(name="old", prefix="qp-old", secret_hash="0" * 64)
     session = Session.objects.create(
-        id=f"{_ID}{0:012d}", api_key=key, title="old", context_digest=b"",
+        id=f"{OLD_ID}{0:012d}", api_key=key, title="old", context_digest=b"",
         request_count=1, created_at=then, last_accessed=then, expires_at=then,
     )  # fmt: skip
     above, messages = history.root_digest(key.pk), []
@@ -65,7 +65,7 @@ def _double(step: int) -> None:
 
     count = 2**step
     shifts: dict[Any, dict[str, str]] = {
-        Session: {"id": _moved("id", _ID, count)},
+        Session: {"id": _moved("id", OLD_ID, count)},
         Message: {"id": f"id + {2 * count}", "parent_id": f"parent_id + {2 * count}"},
         Request: {
             "id": f"id + {count}",
@@ -82,7 +82,7 @@ def _double(step: int) -> None:
     with connection.cursor() as cursor:
         for model, changed in shifts.items():
             if model is not Session:
-                changed["session_id"] = _moved("session_id", _ID, count)
+                changed["session_id"] = _moved("session_id", OLD_ID, count)
             columns = [str(field.column) for field in model._meta.concrete_fields]
             values = ", ".join(changed.get(column, column) for column in columns)
             cursor.execute(

@@ -11,6 +11,7 @@ import contextlib
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ from pathlib import Path
 from statistics import linear_regression, median
 
 from benchmarks import load, systems
-from benchmarks.aged import SESSIONS
+from benchmarks.aged import OLD_ID, SESSIONS
 from benchmarks.load import Reading
 from benchmarks.processes import LOAD_CORE, ROOT, SYSTEM_CORE
 from benchmarks.systems import KEY, System, environment
@@ -42,7 +43,8 @@ _SLOW_CLIENTS = 20
 _STATISTICS_CLIENTS = 20
 _STATISTICS = "/v1/stats?range=30d&group=model&interval=slot"
 _ROWS = 100_000
-_PRUNE_START_S = 15
+_PRUNE_START_S = 120
+_OLD_SESSIONS = "SELECT COUNT(*) FROM sessions_app_session WHERE id LIKE ? || '%'"
 # Twenty wait for one another, each a second of the processor.
 _LATEST_S = 300
 
@@ -230,6 +232,26 @@ def prune(lab: Lab) -> None:
     shutil.rmtree(data)
 
 
+def _wait_for_removal(database: Path, pruning: subprocess.Popen[bytes]) -> None:
+    """Return when the first sessions are gone.
+
+    Raises:
+        RuntimeError: none were for long, or it ended.
+    """
+    until = time.monotonic() + _PRUNE_START_S
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+
+        def count() -> int:
+            return int(connection.execute(_OLD_SESSIONS, [OLD_ID]).fetchone()[0])
+
+        before = count()
+        while pruning.poll() is None and time.monotonic() < until:
+            if count() < before:
+                return
+            time.sleep(0.2)
+    raise RuntimeError("prune removed nothing")
+
+
 def _beside_prune(data: Path, chats: Callable[[], Reading]) -> Reading:
     # Wherever there is room: with this process it would stay on the generator's core.
     command = ["taskset", "--cpu-list", f"{SYSTEM_CORE},{LOAD_CORE}", sys.executable, "manage.py"]
@@ -238,8 +260,7 @@ def _beside_prune(data: Path, chats: Callable[[], Reading]) -> Reading:
         command, cwd=ROOT, env=environment(data), stdout=subprocess.DEVNULL
     ) as pruning:
         try:
-            # It has started, and removes.
-            time.sleep(_PRUNE_START_S)
+            _wait_for_removal(data / "qwenproxy.sqlite3", pruning)
             reading = chats()
             if pruning.poll() is not None:
                 raise RuntimeError(f"prune ended with {pruning.returncode} before the reading did")

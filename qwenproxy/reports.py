@@ -114,9 +114,10 @@ def answer() -> None:
     os.dup2(2, 1)
     # Ctrl-C is for the server, which ends this with itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    django.setup()
+    # Not before: whoever asked waits for the start.
     if sys.platform != "win32":
         os.nice(_NICENESS)
-    django.setup()
     calls = sys.stdin.buffer
     with contextlib.suppress(EOFError, BrokenPipeError):
         # One call at a time: nothing of the next one is in the buffer.
