@@ -20,7 +20,7 @@ from django.utils import timezone
 from qwenproxy import display
 from qwenproxy.access import staff
 from qwenproxy.access.models import UpstreamAccount
-from requests_app.figures import RANGES, Reader
+from requests_app.figures import RANGE_LABELS, RANGES, Reader
 from requests_app.rollups import ERRORS
 from requests_app.ways_out import WAYS_OUT
 from requests_app.windows import Window
@@ -147,7 +147,7 @@ def errors(request: HttpRequest) -> HttpResponse:
         "title": "Errors",
         "found": found,
         "range": name,
-        "ranges": list(RANGES),
+        "ranges": list(RANGE_LABELS.items()),
         "total": total,
         "as_of": reader.as_of if reader.is_behind else None,
         "max_rows": MAX_ROWS,

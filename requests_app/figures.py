@@ -29,6 +29,7 @@ RANGES = {
     "7d": timedelta(days=7),
     "30d": timedelta(days=30),
 }
+RANGE_LABELS = {"1h": "1 hour", "24h": "24 hours", "7d": "7 days", "30d": "30 days"}
 # Of fewer, a percentile says little.
 MIN_SAMPLES = 20
 # So much of the record is counted for one reading, not more.

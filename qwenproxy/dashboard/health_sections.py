@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _HIDDEN = frozenset(("QWENPROXY_REDACT",))
 _PASSWORD = re.compile(r"(?<=//)[^/@\s]+@")
 # To measure the tables.
-_MEASURED_S = 0.5
+_MEASURED_S = 0.1
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 

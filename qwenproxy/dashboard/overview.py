@@ -23,7 +23,7 @@ from qwenproxy.access import staff
 from qwenproxy.access.account_states import PAUSED, expiry_warning, way_out
 from qwenproxy.access.models import UpstreamAccount
 from qwenproxy.dashboard.charts import Sparkline, shares, sparkline
-from requests_app.figures import RANGES, Counts, Latency, Point, Reader, names_of
+from requests_app.figures import RANGE_LABELS, RANGES, Counts, Latency, Point, Reader, names_of
 from requests_app.models import Response
 from requests_app.request_filters import ANY_ERROR, BY, ENDED
 from requests_app.windows import Interval, Window, slot_of, slot_start
@@ -31,7 +31,6 @@ from sessions_app.paging import milliseconds
 
 _INTERVALS: Mapping[str, Interval] = {"1h": "slot", "24h": "slot", "7d": "hour", "30d": "day"}
 _POINTS = {"slot": "quarter of an hour", "hour": "hour", "day": "day"}
-_LABELS = {"1h": "1 hour", "24h": "24 hours", "7d": "7 days", "30d": "30 days"}
 _DEFAULT = "24h"
 _ROWS = 8
 _ROW = (
@@ -122,7 +121,7 @@ def read_overview(
     reader = Reader(now)
     window = Window.last(RANGES[name], now)
     found = Overview(
-        name, _counted(reader, window), _POINTS[_INTERVALS[name]], list(_LABELS.items())
+        name, _counted(reader, window), _POINTS[_INTERVALS[name]], list(RANGE_LABELS.items())
     )
     _read_traffic(found, reader, window)
     may = request.user.has_perm
