@@ -8,6 +8,7 @@ What an interpreter reads from its environment at its start does not reach it: s
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -27,6 +28,7 @@ STARTUP = ("PYTHONUNBUFFERED", "PYTHONUTF8", "PYTHONCOERCECLOCALE", "LC_ALL", "L
 _LARGEST = 128 * 1024
 _PACKAGES = (
     "cryptography.fernet",
+    "django.contrib.admin",
     "django.contrib.auth.hashers",
     "django.core.management",
     "django.db.backends.postgresql.base",
@@ -38,11 +40,13 @@ _PACKAGES = (
     "django.urls",
     "django.utils.translation.trans_real",
     "django.views.generic",
-    "httpx",
+    "httpx_aiohttp",
     "orjson",
     "prometheus_client",
     "psycopg",
     "pydantic.types",
+    "servestatic",
+    "uvicorn",
 )
 
 
@@ -195,4 +199,6 @@ def _become(command: list[str], cwd: str, environ: dict[str, str]) -> None:
 if __name__ == "__main__":
     for package in _PACKAGES:
         importlib.import_module(package)
+    # What is loaded stays: no child looks at it again, or copies it by that.
+    gc.freeze()
     _become(*_serve(socket.socket(fileno=int(sys.argv[1]))))
