@@ -21,6 +21,8 @@ from qwenproxy.wire import json
 MAX_HEAD_BYTES = 64 * 1024
 # A slower body than this is not waited for, once the time that every request has is over.
 MIN_BODY_BYTES_PER_S = 8 * 1024
+# Headers that announce a body.
+_BODY = (b"content-length", b"transfer-encoding")
 # Of the marks between chunks of a body and what may follow it, for each byte of it.
 _FRAMING = 16
 
@@ -78,6 +80,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        if self.parser.should_upgrade() and any(name in _BODY for name, _ in self.headers):
+            # The parser does not read the body of such a request: it would be read as the next one.
+            raise ValueError("a body, and another protocol")
         if self._received_bytes > MAX_HEAD_BYTES:
             size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
             if size > MAX_HEAD_BYTES:

@@ -206,6 +206,15 @@ def test_what_is_no_http_is_400(connect):
     assert answer_of(connection)[0] == 400
 
 
+def test_a_body_behind_a_wish_for_another_protocol_is_not_read_as_a_request(connect):
+    body = b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    connection = connect()
+    connection.sendall(
+        HEAD + b"Connection: upgrade\r\nUpgrade: h2c\r\nContent-Length: %d\r\n\r\n" % len(body)
+    )
+    assert answer_of(connection)[0] == 400
+
+
 def test_a_form_is_bounded(http):
     answer = http.post("/admin/login/", content=b"a" * (MAX_FORM_BYTES + 1))
     assert answer.status_code == 413
