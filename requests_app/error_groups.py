@@ -30,6 +30,17 @@ MAX_ROWS = 10_000
 MAX_GROUPS = 200
 SLOTS = 24
 _OTHER = "Open a request to see what happened."
+# Failures that keep an account out, or come of it; others are the client's, the model's or the gateway's.
+_OF_ACCOUNTS = frozenset(
+    {
+        "upstream_rate_limited",
+        "upstream_auth_expired",
+        "upstream_challenge",
+        "upstream_timeout",
+        "upstream_error",
+        "upstream_protocol_error",
+    }
+)
 # Which of so many parts of the time, from 0.
 _SLOT = {
     "sqlite": "CAST((julianday(counted.created_at) - julianday(%s)) * 86400 / %s AS INTEGER)",
@@ -175,7 +186,7 @@ def _complete(groups: Sequence[ErrorGroup], span: str, requests: int) -> None:
 
 def _what_to_do(code: str, account: UpstreamAccount | None) -> str:
     text = WAYS_OUT.get(code, _OTHER)
-    if account is None or account.state == "ready":
+    if account is None or account.state == "ready" or code not in _OF_ACCOUNTS:
         return text
     until = account.state_until
     when = f" until {display.local_text(until)}" if until and until > timezone.now() else ""

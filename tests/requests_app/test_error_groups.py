@@ -85,6 +85,13 @@ def test_a_cooling_account_says_until_when(admin_client):
     assert "The account is cooling until" in admin_client.get(URL).content.decode()
 
 
+def test_what_is_not_the_accounts_fault_does_not_name_its_state(admin_client):
+    account = make_account("house", state="cooling")
+    make_failed(1, error_code="context_length_exceeded", account_id=account.pk)
+    (group,) = admin_client.get(URL).context["found"].groups
+    assert group.what_to_do == WAYS_OUT["context_length_exceeded"]
+
+
 def test_every_code_has_a_way_out():
     codes = {
         each.code
