@@ -195,7 +195,10 @@ class QwenWeb:
             parsed = None
         data = parsed.get("data") if isinstance(parsed, dict) else None
         chat_id = data.get("id") if isinstance(data, dict) else None
-        if not isinstance(chat_id, str) or not chat_id:
+        # It goes into addresses and headers.
+        if not isinstance(chat_id, str) or not (
+            chat_id.isascii() and chat_id.isprintable() and chat_id
+        ):
             raise UpstreamProtocolError(
                 f"Upstream account {self._account.name} opened a chat without an id.",
                 body=answer.decode("utf-8", "replace"),

@@ -149,7 +149,8 @@ def models(body: bytes) -> list[JSONObject]:
 _MIN_REPEATED_CHARS = 3
 # The same once a chunk has come that only goes on: such streams do not turn cumulative.
 _MIN_LATE_REPEATED_CHARS = 32
-_LAST_PHASES = frozenset({"answer", "image_gen", "local_tool"})
+# No set: what an upstream sends need not be hashable.
+_LAST_PHASES = ("answer", "image_gen", "local_tool")
 
 
 class StreamDecoder:
@@ -188,7 +189,7 @@ class StreamDecoder:
             body: JSONValue = (
                 json.loads(payload) if b'"local_mcp"' in payload else orjson.loads(payload)
             )
-        except orjson.JSONDecodeError:
+        except (orjson.JSONDecodeError, json.JSONError):
             try:
                 body = json.loads(payload)
             except json.JSONError as exc:
@@ -212,7 +213,7 @@ class StreamDecoder:
         response_id = body.get("response_id")
         if self._started is None:
             # The stream did not begin with its record; the answer is good all the same.
-            self._started = Started(response_id if isinstance(response_id, str) else None)
+            self._started = Started(_id(response_id))
             events: list[Event] = [self._started]
         elif response_id and self._started.response_id not in (None, response_id):
             return []
@@ -244,7 +245,9 @@ class StreamDecoder:
         status = delta.get("status")
         phase = delta.get("phase") or "answer"
         if status == "error":
-            return self._fail(read_error_text(_id(delta.get("content"))), delta)
+            said = delta.get("content")
+            text = said if isinstance(said, str) and said else None
+            return self._fail(read_error_text(text), delta)
         if delta.get("role") == "function" or "function_call" in delta:
             return []
         events = self._read_phase(phase, delta)
@@ -308,7 +311,10 @@ class StreamDecoder:
 
 
 def _id(value: JSONValue) -> str | None:
-    return value if isinstance(value, str) and value else None
+    """An id that addresses and headers can carry; null where it is none."""
+    if isinstance(value, str) and value and value.isascii() and value.isprintable():
+        return value
+    return None
 
 
 class _CumulativeGuard:

@@ -669,3 +669,11 @@ def test_failures_of_the_model_list_are_mapped(qwen_web, reply, expected):
     with pytest.raises(expected) as caught:
         on_client(qwen_web, lambda upstream: upstream.list_models())
     assert type(caught.value) is expected
+
+
+@pytest.mark.parametrize("chat_id", ["\ud800", "a\r\nb", "", 5])
+def test_a_chat_whose_id_no_address_can_carry_is_an_error(qwen_web, chat_id):
+    body = json.dumps({"success": True, "data": {"id": chat_id}})
+    outcome = ask_double(qwen_web, Reply(body=body), path=NEW_CHAT)
+    assert isinstance(outcome.error, UpstreamProtocolError)
+    assert "without an id" in outcome.error.message

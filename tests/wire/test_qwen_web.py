@@ -665,3 +665,31 @@ class TestCaptures:
         assert set(captured["messages"][0]["feature_config"]) <= set(
             ours["messages"][0]["feature_config"]
         )
+
+
+def test_a_phase_that_is_no_text_is_passed_over():
+    events = make_decoder().feed(
+        b'{"choices": [{"delta": {"phase": ["answer"], "status": "finished", "content": "x"}}]}'
+    )
+    assert events == [Started(None)]
+
+
+def test_a_call_that_is_no_json_fails_the_answer():
+    decoder = make_decoder()
+    decoder.feed(b'{"choices": [{"delta": {"extra": {"local_mcp": \xff}}}]}')
+    assert decoder.error is not None
+    assert "not JSON" in decoder.error.failure.message
+
+
+@pytest.mark.parametrize("unusable", ["\ud800", "a\r\nb", "世", ""])
+def test_ids_that_no_address_can_carry_are_none(unusable):
+    record = {"response.created": {"response_id": unusable, "chat_id": unusable, "parent_id": "p"}}
+    assert make_decoder().feed(json.dumps(record).encode()) == [Started(None, None, "p")]
+
+
+def test_a_failure_keeps_what_the_upstream_said():
+    decoder = make_decoder()
+    record = {"choices": [{"delta": {"status": "error", "content": "世 is full"}}]}
+    decoder.feed(json.dumps(record).encode())
+    assert decoder.error is not None
+    assert "世 is full" in str(decoder.error)
