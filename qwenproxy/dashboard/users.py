@@ -8,8 +8,9 @@ from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin, UserAdmin
 from django.contrib.auth.forms import AdminUserCreationForm
 from django.contrib.auth.models import Group, User
+from django.core.exceptions import ValidationError
 from django.db.models import Field, ManyToManyField, QuerySet
-from django.forms import CheckboxSelectMultiple, Media
+from django.forms import CheckboxSelectMultiple, Media, ModelMultipleChoiceField
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
@@ -20,8 +21,10 @@ from qwenproxy.access.admin_keys import MEDIA
 if TYPE_CHECKING:
     UserModelAdmin = UserAdmin[User]
     UserCreationForm = AdminUserCreationForm[User]
+    MultipleChoiceField = ModelMultipleChoiceField[Any]
 else:
     UserModelAdmin, UserCreationForm = UserAdmin, AdminUserCreationForm
+    MultipleChoiceField = ModelMultipleChoiceField
 
 _ROLES = (
     "Viewer sees lists, counters and statistics, and nothing of what was said. Auditor also reads "
@@ -29,6 +32,17 @@ _ROLES = (
     "upstream accounts, and uses the playground. Users, groups and deletion are a superuser's."
 )
 _ACTIVE = ("is_active", "is_staff", "is_superuser", "groups")
+
+
+class _Choices(MultipleChoiceField):
+    """Refuses numbers that SQLite cannot hold as it refuses those that nothing has."""
+
+    def clean(self, value: Any) -> Any:
+        try:
+            return super().clean(value)
+        except OverflowError as exc:
+            message = "Select a valid choice. One of them is not among the available choices."
+            raise ValidationError(message, code="invalid_choice") from exc
 
 
 class StaffCreationForm(UserCreationForm):
@@ -85,7 +99,7 @@ class StaffAdmin(UserModelAdmin):
         self, db_field: ManyToManyField[Any, Any], request: HttpRequest, **kwargs: Any
     ) -> Any:
         if db_field.name in ("groups", "user_permissions"):
-            kwargs["widget"] = CheckboxSelectMultiple()
+            kwargs |= {"widget": CheckboxSelectMultiple(), "form_class": _Choices}
         return super().formfield_for_manytomany(db_field, request, **kwargs)
 
     def formfield_for_dbfield(
@@ -127,7 +141,7 @@ class StaffGroupAdmin(GroupAdmin):
         request: HttpRequest | None = None,
         **kwargs: Any,
     ) -> Any:
-        kwargs["widget"] = CheckboxSelectMultiple()
+        kwargs |= {"widget": CheckboxSelectMultiple(), "form_class": _Choices}
         return super().formfield_for_manytomany(db_field, request, **kwargs)
 
     def get_fieldsets(self, request: HttpRequest, obj: Group | None = None) -> Any:

@@ -78,3 +78,11 @@ def test_users_and_groups_lead_to_each_other(admin_client):
     assert f'href="{USERS}"' in text_of(admin_client, GROUPS)
     group = Group.objects.get(name="Viewer")
     assert "Auditor also reads" in text_of(admin_client, f"{GROUPS}{group.pk}/change/")
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64])
+def test_a_permission_that_no_number_holds_is_refused(admin_client, number):
+    form = {"name": "Readers", "permissions": [number]}
+    answer = admin_client.post(f"{GROUPS}add/", form)
+    assert answer.status_code == 200
+    assert "Select a valid choice" in answer.content.decode()
