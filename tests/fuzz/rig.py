@@ -237,8 +237,14 @@ class Rig:
         if verified.returncode:
             found.append(f"verifyrecords: {verified.stdout[-1000:]} {verified.stderr[-1000:]}")
         log = self.gateway.log.read_text("utf-8", "replace")
-        # Django explains its refusals by tracebacks as well, but as warnings.
-        errors = [r for r in _RECORD.split(log) if "Traceback" in r and r.startswith(_BAD)]
+        # Django explains its refusals by tracebacks as well: as warnings, or under a name of their own.
+        errors = [
+            record
+            for record in _RECORD.split(log)
+            if "Traceback" in record
+            and record.startswith(_BAD)
+            and not record.startswith("ERROR django.security.")
+        ]
         kinds = {record.strip().rpartition("\n")[2][:100]: record for record in errors}
         found += [
             f"logged, {len(errors)} in all: {record[:300]} ... {record[-900:]}"
