@@ -27,6 +27,7 @@ ANSWER_S = 60.0
 _THREADS = 4
 _GATEWAY_ERRORS = (502, 503, 504, 529)
 _RSS_MB = 700.0
+_WITH_PARAM = ("chat", "completions", "responses", "embeddings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def judge(case: Case, answer: Answer) -> str:
         if answer.kind == "application/json":
             document = _json(answer.body)
             if is_api and answer.status >= 400:
-                return _of_error(document)
+                return _of_error(document) or _of_param(case, answer.status, document)
         elif is_api and answer.status >= 400 and case.area != "raw":
             return f"an error as {answer.kind}: {answer.body[:200]!r}"
         else:
@@ -130,6 +131,14 @@ def _of_error(document: Any) -> str:
     if not error["message"] or not isinstance(error.get("type"), str):
         return f"an error without a message or type: {error}"
     return ""
+
+
+def _of_param(case: Case, status: int, document: Any) -> str:
+    """A body's fault names its field; Anthropic's form says it in the message."""
+    error = document["error"]
+    if case.area not in _WITH_PARAM or status != 400 or error["message"].startswith("the body "):
+        return ""
+    return "" if error.get("param") else f"no param: {error['message'][:200]}"
 
 
 def _of_stream(body: bytes) -> str:

@@ -34,6 +34,7 @@ def _error(body):
         pytest.param(_error(b"{}"), id="no error"),
         pytest.param(_error(b'{"error": {"message": "", "type": "t"}}'), id="no message"),
         pytest.param(_error(b'{"error": {"message": "m"}}'), id="no type"),
+        pytest.param(_error(b'{"error": {"message": "m", "type": "t"}}'), id="no field"),
         pytest.param(_error(b"{"), id="broken JSON"),
         pytest.param(Answer(400, "text/html", b"<p>"), id="a page"),
         pytest.param(Answer(200, "application/json", b'{"a": NaN}'), id="NaN"),
@@ -49,7 +50,13 @@ def test_a_wrong_answer_is_told(answer):
 @pytest.mark.parametrize(
     "answer",
     [
-        pytest.param(_error(b'{"error": {"message": "m", "type": "t"}}'), id="refused"),
+        pytest.param(
+            _error(b'{"error": {"message": "m", "type": "t", "param": "n"}}'), id="refused"
+        ),
+        pytest.param(
+            _error(b'{"error": {"message": "the body is not JSON", "type": "t", "param": null}}'),
+            id="no JSON",
+        ),
         pytest.param(Answer(200, "application/json", b"{}"), id="whole"),
         pytest.param(
             Answer(200, "text/event-stream", b"data: {}\n\ndata: [DONE]\n\n"), id="stream"
