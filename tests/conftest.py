@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 
 import httpx
+import hypothesis
 import pytest
 from openai import DefaultHttpxClient, OpenAI
 
@@ -20,6 +21,10 @@ from tests.emptying import Emptying
 # Comes with a tool of the tests' requirements; jsonschema would load its grammars for seconds. What runs
 # has none of it.
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+
+# How long an example takes says more of the machine than of the code: speed is for the benchmarks.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # Everything here speaks plain HTTP: reading the certificates anew for every client costs 60 ms.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
