@@ -88,19 +88,20 @@ class ArgumentStream:
             return text
         out: list[str] = []
         buffer = self._buffer + text if self._buffer else text
-        position = 0
-        while position < len(buffer) and not self.is_closed:
+        position, end = 0, len(buffer)
+        while position < end and not self.is_closed:
             step = self._read_string if self._in_string else self._read_structure
             taken = step(buffer, position, out)
             if taken == position:
                 break
             position = taken
         self._buffer = buffer[position:]
-        if len(self._buffer) > _MAX_HELD and not self._holds_value():
+        if end - position > _MAX_HELD and not self._holds_value():
             self._is_frozen = True
+        if not out:
+            return ""
         written = "".join(out)
-        if written:
-            self._sent.append(written)
+        self._sent.append(written)
         return written
 
     def _holds_value(self) -> bool:
@@ -111,10 +112,11 @@ class ArgumentStream:
         return position
 
     def _confirm(self, out: list[str], text: str) -> None:
-        out += self._pending
+        if self._pending:
+            out += self._pending
+            self._pending.clear()
+            self._pending_raw.clear()
         out.append(text)
-        self._pending = []
-        self._pending_raw = []
 
     def _await(self, text: str, raw: str) -> None:
         self._pending.append(text)
@@ -269,23 +271,29 @@ class ArgumentStream:
 
         Looks at each character once, however often the string is fed on.
         """
-        at = begin + (self._searched or 1)
-        while at < len(buffer):
+        at, end = begin + (self._searched or 1), len(buffer)
+        while at < end:
             found = _PLAIN.match(buffer, at)
-            at = found.end() if found else at
-            if at < len(buffer) and buffer[at] == '"':
+            if found:
+                at = found.end()
+                if at == end:
+                    break
+            if buffer[at] == '"':
                 return at + 1
-            if at < len(buffer) and buffer[at] == "\\":
-                if at + 1 == len(buffer):
+            if buffer[at] == "\\":
+                if at + 1 == end:
                     break
                 at += 2
-            elif at < len(buffer):
+            else:
                 at += 1
         self._searched = at - begin
         return None
 
 
 def _skip_space(text: str, position: int) -> int:
+    # Mostly there is none, and that is known for less without the pattern.
+    if position == len(text) or not text[position].isspace():
+        return position
     found = _SPACE.match(text, position)
     return found.end() if found else position
 

@@ -381,7 +381,8 @@ class ToolCallParser:
             self._text = []
 
     def _take_events(self) -> list[Event]:
-        self._flush_text()
+        if self._text:
+            self._flush_text()
         events, self._events = self._events, []
         return events if len(events) < 2 else _merged(events)
 
