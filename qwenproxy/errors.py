@@ -26,6 +26,7 @@ from typing import ClassVar
 from qwenproxy.wire.json import JSONObject
 
 ANTHROPIC_PATH = "/v1/messages"
+_LONGEST_WAIT_S = 365 * 86_400.0
 
 
 class GatewayError(Exception):
@@ -308,10 +309,14 @@ def error_body(error: GatewayError, path: str) -> JSONObject:
 
 
 def error_headers(error: GatewayError) -> dict[str, str]:
-    """Headers that belong to an error answer: `Retry-After` where it is known, never too short."""
+    """Headers that belong to an error answer: `Retry-After` where it is known, never too short.
+
+    An upstream may have named a wait that no clock holds: a year is told instead.
+    """
     headers = dict(error.headers)
     if error.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        wait_s = min(error.retry_after_s, _LONGEST_WAIT_S)
+        headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
         # OpenAI's clients read it first.
-        headers["retry-after-ms"] = str(max(1, math.ceil(error.retry_after_s * 1000)))
+        headers["retry-after-ms"] = str(max(1, math.ceil(wait_s * 1000)))
     return headers

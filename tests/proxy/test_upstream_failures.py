@@ -210,6 +210,19 @@ def test_nobody_listens_at_the_upstream(open_gateway, make_account, stream):
             id="server",
         ),
         pytest.param("qwen_web", web_error("rate_limited_daily"), "25200", id="web-hours"),
+        # What no clock holds is told as a year.
+        pytest.param(
+            "openai_compatible",
+            plain({"error": {"message": "slow"}}, 429, **{"retry-after": "1e308"}),
+            "31536000",
+            id="server-too-long",
+        ),
+        pytest.param(
+            "qwen_web",
+            plain({"success": False}, 429, **{"retry-after": "9" * 400}),
+            "31536000",
+            id="web-too-long",
+        ),
     ],
 )
 @both_ways

@@ -237,6 +237,7 @@ def test_a_body_is_read_up_to_the_limit_only(openai_compatible):
         pytest.param({"retry-after": "nan"}, None, id="nan"),
         pytest.param({"retry-after": "inf"}, None, id="inf"),
         pytest.param({"retry-after": "soon"}, None, id="text"),
+        pytest.param({"retry-after": f"Mon, 01 Jan {10**20} 00:00:00 GMT"}, None, id="no time"),
         pytest.param({}, None, id="none"),
     ],
 )
