@@ -6,6 +6,8 @@ from functools import lru_cache
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
 
+from qwenproxy.wire import json
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -85,10 +87,21 @@ def observe_turn(
         _tokens(model, "output").inc(completion_tokens)
 
 
-# Finding a metric's child by its labels costs more than counting does.
-_duration = lru_cache(maxsize=256)(DURATION.labels)
-_time_to_first_token = lru_cache(maxsize=256)(TIME_TO_FIRST_TOKEN.labels)
-_tokens = lru_cache(maxsize=256)(TOKENS.labels)
+# Finding a metric's child by its labels costs more than counting does. A model's name is what clients
+# say, and one with a lone surrogate could never be written out again.
+@lru_cache(maxsize=256)
+def _duration(model: str, status: str) -> Histogram:
+    return DURATION.labels(json.plain(model), status)
+
+
+@lru_cache(maxsize=256)
+def _time_to_first_token(model: str) -> Histogram:
+    return TIME_TO_FIRST_TOKEN.labels(json.plain(model))
+
+
+@lru_cache(maxsize=256)
+def _tokens(model: str, kind: str) -> Counter:
+    return TOKENS.labels(json.plain(model), kind)
 
 
 def exposition() -> bytes:

@@ -35,7 +35,7 @@ SHARED = ("qwenproxy.wire", "qwenproxy.errors", "qwenproxy.display")
 MAY_IMPORT = {
     "qwenproxy.wire": (),
     "qwenproxy.errors": ("qwenproxy.wire",),
-    "qwenproxy.metrics": (),
+    "qwenproxy.metrics": ("qwenproxy.wire",),
     "qwenproxy.display": (),
     "qwenproxy.admin_pages": (),
     "qwenproxy.templatetags": ("qwenproxy.display",),

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from django.db import OperationalError, connection
 
+from qwenproxy import metrics
 from tests.proxy.conftest import HELLO, wait_until
 
 
@@ -173,6 +174,18 @@ def test_metrics_may_be_open(anonymous, settings):
 def value_of(text, line_start):
     values = [line.rsplit(" ", 1)[1] for line in text.splitlines() if line.startswith(line_start)]
     return float(values[0]) if values else 0.0
+
+
+def test_metrics_can_be_written_whatever_a_model_is_called():
+    metrics.observe_turn(
+        model="qwen-\ud800",
+        status="completed",
+        duration_s=1,
+        ttft_s=1,
+        prompt_tokens=1,
+        completion_tokens=1,
+    )
+    assert 'gen_ai_request_model="qwen-\ufffd"' in metrics.exposition().decode()
 
 
 def test_metrics_count_turns_by_how_they_end(http, settings, openai_compatible, make_account):
