@@ -237,7 +237,9 @@ class RecordAdmin(ModelAdmin):
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
         term = search_term.strip()
-        if not term or any(prefix.startswith(term) for prefix in self.id_prefixes):
+        if not (term and self.search_fields) or any(
+            prefix.startswith(term) for prefix in self.id_prefixes
+        ):
             return queryset, False
         return queryset.filter(begins_with(self.searched(term), term)), False
 

@@ -192,3 +192,8 @@ def test_a_key_made_in_the_admin_is_in_it_without_its_secret(admin_client):
     entry = LogEntry.objects.get()
     assert entry.object_repr == str(row)
     assert ">added<" in page_of(admin_client)
+
+
+def test_a_search_that_the_list_does_not_have_is_passed_over(admin_client, root):
+    log(root, root)
+    assert ">viewed<" in page_of(admin_client, q="nobody")
