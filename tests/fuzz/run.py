@@ -221,6 +221,10 @@ class Run:
     def _note_param(self, case: Case, answer: Answer) -> None:
         if answer.status != 400 or answer.kind != "application/json" or case.area == "raw":
             return
-        error = json.loads(answer.body).get("error", {})
+        # What is no error of the API's form is judged already; a HEAD has no body.
+        try:
+            error = json.loads(answer.body or b"{}").get("error")
+        except ValueError:
+            return
         if isinstance(error, dict) and error.get("param") is None:
             self.report.without_param[f"{case.area}: {error.get('message', '')[:110]}"] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import pytest
 
@@ -79,6 +80,19 @@ def test_bent_documents_differ_from_the_valid_one():
     bent = [hostile.bend(random.Random(seed), document) for seed in range(200)]
     assert sum(one != document for one in bent) > 150
     assert document == {"a": [1, {"b": "c"}], "d": {"e": None}}
+
+
+@pytest.mark.parametrize(
+    "case, body, failures",
+    [
+        pytest.param(Case("records", b"", "/v1/keys", "HEAD"), b"", 0, id="no body to a HEAD"),
+        pytest.param(Case("records", b"", "/v1/keys", "GET"), b"{", 1, id="broken JSON"),
+    ],
+)
+def test_an_answer_that_cannot_be_read_ends_no_run(tmp_path, case, body, failures):
+    run = Run(SimpleNamespace(), 1, tmp_path)
+    run._note(0, case, Answer(400, "application/json", body), 0.1)
+    assert len(run.report.failures) == failures
 
 
 def _fuzz(directory, cases):
