@@ -22,6 +22,7 @@ STATUSES = {0, 1} | {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_commands_of_the_guide_print_what_it_shows(project):
     wrong = [
         f"$ {command}\n{printed}"
