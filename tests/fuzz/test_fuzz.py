@@ -83,7 +83,7 @@ def test_bent_documents_differ_from_the_valid_one():
 
 
 @pytest.mark.parametrize(
-    "case, body, failures",
+    ("case", "body", "failures"),
     [
         pytest.param(Case("records", b"", "/v1/keys", "HEAD"), b"", 0, id="no body to a HEAD"),
         pytest.param(Case("records", b"", "/v1/keys", "GET"), b"{", 1, id="broken JSON"),
