@@ -46,6 +46,8 @@ class ArgumentStream:
     """Reads one JSON object, from its opening brace on."""
 
     def __init__(self, schema: Schema) -> None:
+        # What came so far is the beginning of the object, and no more.
+        self.is_reading = True
         # The object is whole; `rest` ends it.
         self.is_closed = False
         self._root = schema
@@ -53,7 +55,6 @@ class ArgumentStream:
         # Of the value that comes next, or that a string in the course of being read is.
         self._schema = schema
         self._in_string = False
-        self._is_frozen = False
         self._buffer = ""
         self._searched = 0
         # Written and not yet certain; what was read for it.
@@ -79,7 +80,7 @@ class ArgumentStream:
 
     def feed(self, text: str) -> str:
         """Take text; returns what of the arguments is certain now."""
-        if self._is_frozen or self.is_closed:
+        if not self.is_reading:
             self._tail.append(text)
             return ""
         if self._in_string and not self._buffer and text.isascii() and STRING_RUN.fullmatch(text):
@@ -89,7 +90,7 @@ class ArgumentStream:
         out: list[str] = []
         buffer = self._buffer + text if self._buffer else text
         position, end = 0, len(buffer)
-        while position < end and not self.is_closed:
+        while position < end and self.is_reading:
             step = self._read_string if self._in_string else self._read_structure
             taken = step(buffer, position, out)
             if taken == position:
@@ -97,7 +98,7 @@ class ArgumentStream:
             position = taken
         self._buffer = buffer[position:]
         if end - position > _MAX_HELD and not self._holds_value():
-            self._is_frozen = True
+            self.is_reading = False
         if not out:
             return ""
         written = "".join(out)
@@ -108,7 +109,7 @@ class ArgumentStream:
         return self._buffer[0] == '"' and bool(self._frames) and self._frames[-1].expects == "value"
 
     def _freeze(self, position: int) -> int:
-        self._is_frozen = True
+        self.is_reading = False
         return position
 
     def _confirm(self, out: list[str], text: str) -> None:
@@ -196,9 +197,10 @@ class ArgumentStream:
         if buffer[begin] != self._frames[-1].closer:
             return self._freeze(position)
         self._await(self._frames.pop().closer, buffer[position : begin + 1])
-        self.is_closed = not self._frames
         if self._frames:
             self._frames[-1].expects = "next"
+        else:
+            self.is_closed, self.is_reading = True, False
         return begin + 1
 
     def _read_key(

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 
 from qwenproxy.wire import json, json_repair
 from qwenproxy.wire.json import JSONError, JSONObject, JSONValue
-from qwenproxy.wire.tool_calls.argument_stream import STRING_RUN, ArgumentStream
+from qwenproxy.wire.tool_calls.argument_stream import ArgumentStream
 from qwenproxy.wire.tool_calls.schema import Schema, type_value
 from qwenproxy.wire.tool_calls.specs import ToolIndex
 
@@ -61,26 +61,44 @@ class HermesBlock:
         # The block's beginning, until it is known whether its arguments can be followed.
         self._head: str | None = ""
         self._stream: ArgumentStream | None = None
+        # The same, while all that came is the beginning of valid JSON: its brackets tell nothing then.
+        self._reading: ArgumentStream | None = None
         self._certain: list[str] = []
+        # Text that the stream has read and `_scan` has not.
+        self._unscanned: list[str] = []
+        # How much of what the stream was given last came behind the block.
+        self._excess = 0
 
     def feed(self, text: str) -> int:
         """Take text; returns how much of it belongs to the block, less than all once it is over."""
-        is_inside = self._in_string and not (self._after_quote or self._escaped)
-        if is_inside and STRING_RUN.fullmatch(text):
-            # Nearly every piece of a long text.
-            taken = len(text)
-        else:
-            taken = self._scan(text)
-            self.is_over = taken < len(text)
-            text = text[:taken]
-        self._parts.append(text)
-        self._follow(text)
-        return taken
+        self._unscanned.append(text)
+        reading = self._reading
+        if reading is None:
+            taken = len(text) - self._scan_waiting()
+            self._follow(text[:taken])
+            return taken
+        if certain := reading.feed(text):
+            self._certain.append(certain)
+        if reading.is_reading:
+            return len(text)
+        self._reading = None
+        self._excess = self._scan_waiting()
+        return len(text) - self._excess
+
+    def _scan_waiting(self) -> int:
+        """Look at the text that nobody looked at yet; returns how much at its end is not the block's."""
+        if not self._unscanned:
+            return 0
+        text = "".join(self._unscanned)
+        self._unscanned.clear()
+        taken = self._scan(text)
+        self._parts.append(text[:taken])
+        self.is_over = taken < len(text)
+        return len(text) - taken
 
     def _follow(self, text: str) -> None:
         if self._stream is not None:
-            if certain := self._stream.feed(text):
-                self._certain.append(certain)
+            self._stream.feed(text)
             return
         if self._head is None:
             return
@@ -92,8 +110,9 @@ class HermesBlock:
         self._head = None
         tool = self._tools.find(found[1])
         if tool is not None:
-            self._stream = ArgumentStream(tool.schema)
-            self._certain.append(self._stream.feed(head[found.end() :]))
+            stream = self._stream = ArgumentStream(tool.schema)
+            self._certain.append(stream.feed(head[found.end() :]))
+            self._reading = stream if stream.is_reading else None
 
     def take_arguments(self) -> str:
         """What of the first call's arguments has become certain; empty for tools nobody has."""
@@ -116,10 +135,12 @@ class HermesBlock:
         written = encode(calls[0][1]) if calls else None
         if written is not None and written.startswith(sent):
             return written[len(sent) :]
+        unread = stream.unread
+        unread = unread[: len(unread) - self._excess]
         try:
-            json.loads_text(sent + stream.unread)
+            json.loads_text(sent + unread)
         except JSONError:
-            return stream.unread
+            return unread
         return ""
 
     @property
@@ -129,6 +150,7 @@ class HermesBlock:
 
     def take(self, marker: Marker) -> bool:
         """Take a marker; false where the block was over before it."""
+        self._scan_waiting()
         if self._in_text(marker):
             self.feed(marker.raw)
             return True
@@ -201,10 +223,12 @@ class HermesBlock:
 
     def decode(self) -> list[Call] | None:
         """Read the calls; null where the text is none."""
+        self._scan_waiting()
         return self._decode("".join(self._parts))
 
     def finish(self) -> list[Call] | None:
         """Read the calls at the end of the answer; null where they were cut or cannot be read."""
+        self._scan_waiting()
         if self._in_string and not self._after_quote and not self._damaged:
             # A quote too many or too few can make the closing tag look like a string's text.
             text = "".join(self._parts).rstrip("` \t\r\n")

@@ -92,7 +92,16 @@ class ToolCallParser:
 
     def feed(self, text: str) -> list[Event]:
         """Take the next piece of the answer, of any size; returns what is certain now."""
-        self._read(text)
+        block = self._block
+        if block is not None and self._is_live and not self._held and "<" not in text:
+            # Nearly every piece of a call; its text is never wanted again.
+            taken = block.feed(text)
+            self._pass_on(block)
+            if block.is_over:
+                self._close_block(block)
+                self._literal(text[taken:])
+        else:
+            self._read(text)
         return self._take_events()
 
     def finish(self) -> list[Event]:
