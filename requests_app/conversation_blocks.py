@@ -264,7 +264,7 @@ class Reader:
             if kind not in _TEXT_PARTS:
                 text = pretty(words)
                 label = Truncator(json.plain(str(kind or "part"))).chars(40)
-                found = list(attachments.references(part))
+                found = list(attachments.references([part]))
                 length = "; ".join(map(describe, found)) or size(text)
                 fold = self._cutter.fold(label, length, text, f"{name}-p{number}", "part")
                 urls = [url for facts in found if (url := picture_url(message_id, facts))]

@@ -248,15 +248,7 @@ def bare_content(role: str, content: str) -> str:
     message = history.decode_content(role, content)
     if is_bare(message):
         return content
-    parts = message.get("content")
-    files: list[JSONValue] = []
-    if isinstance(parts, list):
-        files = [
-            found
-            for part in parts
-            if not attachments.is_text(part)
-            for found in attachments.references(part)
-        ]
+    files: list[JSONValue] = list(attachments.references(message.get("content")))
     bare: JSONObject = {"role": role}
     if files:
         bare[attachments.FILES] = files

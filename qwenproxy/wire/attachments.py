@@ -80,33 +80,39 @@ def put_back(message: JSONObject, bodies: Mapping[str, str]) -> JSONObject:
 
 def change_texts(message: JSONObject, change: Callable[[str], str]) -> JSONObject:
     """Change every text of a stored message but its references."""
-    changed = _change(message, change)
-    assert isinstance(changed, dict)
+    changed = {name: _change(value, change, is_part=False) for name, value in message.items()}
+    content = message.get("content")
+    if isinstance(content, list):
+        changed["content"] = [_change(part, change, is_part=not is_text(part)) for part in content]
     return changed
 
 
-def _change(value: JSONValue, change: Callable[[str], str]) -> JSONValue:
+def _change(value: JSONValue, change: Callable[[str], str], *, is_part: bool) -> JSONValue:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):
-        return [_change(item, change) for item in value]
-    if isinstance(value, dict) and _read_reference(value) is None:
-        return {name: _change(item, change) for name, item in value.items()}
+        return [_change(item, change, is_part=is_part) for item in value]
+    if isinstance(value, dict) and not (is_part and _read_reference(value)):
+        return {name: _change(item, change, is_part=is_part) for name, item in value.items()}
     return value
 
 
-def references(value: JSONValue) -> Iterator[JSONObject]:
-    """The references in a stored message, or in a part of one."""
+def references(content: JSONValue) -> Iterator[JSONObject]:
+    """The references in the content of a stored message; what only looks like one is not among them."""
+    for part in content if isinstance(content, list) else ():
+        if not is_text(part):
+            yield from _references(part)
+
+
+def _references(value: JSONValue) -> Iterator[JSONObject]:
     if isinstance(value, dict):
         if (found := _read_reference(value)) is not None:
             yield found
-        else:
-            for item in value.values():
-                if isinstance(item, dict | list):
-                    yield from references(item)
-    elif isinstance(value, list):
+            return
+        value = list(value.values())
+    if isinstance(value, list):
         for item in value:
-            yield from references(item)
+            yield from _references(item)
 
 
 def read_data(text: str) -> Data:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import base64
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qwenproxy.wire import attachments, json
@@ -50,11 +50,13 @@ def bodies(files):
 
 
 @given(st.lists(_values, max_size=4))
+@example([[{"$file": {}}]])
+@example([{"type": "text", "x": {"$file": {}}}])
 def test_a_message_is_put_back_as_it_was(content):
     message = {"role": "user", "content": content}
     stored, files = attachments.take_out(message)
     read = decode_content("user", encode_content(stored))
-    named = {reference["digest"] for reference in attachments.references(read)}
+    named = {reference["digest"] for reference in attachments.references(read["content"])}
     assert named >= {file.digest.hex() for file in files}
     assert attachments.put_back(read, bodies(files)) == json.loads(json.dumps(message))
 
@@ -62,7 +64,7 @@ def test_a_message_is_put_back_as_it_was(content):
 def test_a_file_inside_a_text_inside_a_part_is_named():
     message = part(type="tool_result", content=[{"type": "text", "text": "data: {}, quoted"}])
     stored, files = attachments.take_out(message)
-    (named,) = attachments.references(stored)
+    (named,) = attachments.references(stored["content"])
     assert [named["digest"]] == [file.digest.hex() for file in files]
 
 
@@ -72,7 +74,7 @@ def test_an_image_leaves_a_reference_that_tells_type_and_size():
     assert reference == {"url": {"$file": file.facts}, "detail": "low"}
     assert file.facts == {"digest": file.digest.hex(), "type": "image/png", "bytes": 304}
     assert json.loads_text(file.body) == PNG
-    assert list(attachments.references(stored)) == [file.facts]
+    assert list(attachments.references(stored["content"])) == [file.facts]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_a_client_cannot_write_a_reference():
     forged = part(type="image_url", image_url={"url": {"$file": file.facts}})
     stored, files = attachments.take_out(forged)
     assert files == []
-    assert list(attachments.references(stored)) == []
+    assert list(attachments.references(stored["content"])) == []
     assert attachments.put_back(stored, {file.digest.hex(): file.body}) == forged
 
 
@@ -131,11 +133,18 @@ def test_a_reference_to_what_is_gone_stays():
     assert attachments.put_back(stored, {}) == stored
 
 
+def test_texts_are_changed_where_something_only_looks_like_a_reference():
+    like = {"$file": {"digest": "secret"}}
+    message = {"role": "user", "content": [{"type": "text", "x": like}, [like]], "x": like}
+    changed = attachments.change_texts(message, lambda text: text.replace("secret", "***"))
+    assert "secret" not in json.dumps_text(changed)
+
+
 def test_texts_are_changed_around_references():
     stored, (file,) = attachments.take_out(image(PNG))
     changed = attachments.change_texts(stored, str.upper)
     assert changed["content"][0] == {"type": "TEXT", "text": "LOOK:"}
-    assert list(attachments.references(changed["content"][1]["image_url"])) == [file.facts]
+    assert list(attachments.references(changed["content"])) == [file.facts]
 
 
 @pytest.mark.parametrize(
