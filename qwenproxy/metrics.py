@@ -1,4 +1,9 @@
-"""Prometheus metrics, under OpenTelemetry's GenAI names where they have one."""
+"""Prometheus metrics, under OpenTelemetry's GenAI names where they have one.
+
+A label's values are kept for as long as the process runs, and whoever has a key may call a model whatever they
+like. So a name is a label of its own only where an upstream lists it, or has answered by it: of the first
+`MAX_LISTED`, of the others `MAX_ANSWERED`. All else is counted under `other`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,12 @@ from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_late
 from qwenproxy.wire import json
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# The label of models that have none of their own, and how many have.
+OTHER = "other"
+MAX_LISTED, MAX_ANSWERED = 300, 50
+# Ids of models are shorter; so what is kept is bounded.
+MAX_NAME_CHARS = 200
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -71,37 +82,55 @@ SCHEMA_LAST_RUN_OK = Gauge("schema_last_run_ok", "1 where the last change of the
 def observe_turn(
     *,
     model: str,
+    is_listed: bool,
     status: str,
     duration_s: float,
     ttft_s: float | None,
     prompt_tokens: int,
     completion_tokens: int,
 ) -> None:
-    """Count a turn that ended."""
-    _duration(model, status).observe(duration_s)
+    """Count a turn that ended; `is_listed`: an upstream's list has the model."""
+    label = _label(model, is_listed=is_listed, status=status)
+    _duration(label, status).observe(duration_s)
     if ttft_s is not None:
-        _time_to_first_token(model).observe(ttft_s)
+        _time_to_first_token(label).observe(ttft_s)
     if prompt_tokens:
-        _tokens(model, "input").inc(prompt_tokens)
+        _tokens(label, "input").inc(prompt_tokens)
     if completion_tokens:
-        _tokens(model, "output").inc(completion_tokens)
+        _tokens(label, "output").inc(completion_tokens)
 
 
-# Finding a metric's child by its labels costs more than counting does. A model's name is what clients
-# say, and one with a lone surrogate could never be written out again.
-@lru_cache(maxsize=256)
+# Models that have a label of their own, by what gave it to them.
+_listed: dict[str, str] = {}
+_answered: dict[str, str] = {}
+
+
+def _label(model: str, *, is_listed: bool, status: str) -> str:
+    known = _listed.get(model) or _answered.get(model)
+    if known is not None:
+        return known
+    names, most = (_listed, MAX_LISTED) if is_listed else (_answered, MAX_ANSWERED)
+    is_served = is_listed or status == "completed"
+    if not is_served or len(names) >= most or len(model) > MAX_NAME_CHARS:
+        return OTHER
+    # One with a lone surrogate could never be written out again.
+    return names.setdefault(model, json.plain(model))
+
+
+# Finding a metric's child by its labels costs more than counting does.
+@lru_cache(maxsize=2048)
 def _duration(model: str, status: str) -> Histogram:
-    return DURATION.labels(json.plain(model), status)
+    return DURATION.labels(model, status)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=512)
 def _time_to_first_token(model: str) -> Histogram:
-    return TIME_TO_FIRST_TOKEN.labels(json.plain(model))
+    return TIME_TO_FIRST_TOKEN.labels(model)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _tokens(model: str, kind: str) -> Counter:
-    return TOKENS.labels(json.plain(model), kind)
+    return TOKENS.labels(model, kind)
 
 
 def exposition() -> bytes:

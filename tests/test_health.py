@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 from django.db import OperationalError, connection
@@ -176,16 +177,56 @@ def value_of(text, line_start):
     return float(values[0]) if values else 0.0
 
 
-def test_metrics_can_be_written_whatever_a_model_is_called():
+@pytest.fixture
+def no_models(monkeypatch):
+    """As in a process that has counted nothing yet."""
+    monkeypatch.setattr(metrics, "_listed", {})
+    monkeypatch.setattr(metrics, "_answered", {})
+
+
+def observe(model, *, is_listed=True, status="completed"):
     metrics.observe_turn(
-        model="qwen-\ud800",
-        status="completed",
-        duration_s=1,
-        ttft_s=1,
-        prompt_tokens=1,
-        completion_tokens=1,
-    )
-    assert 'gen_ai_request_model="qwen-\ufffd"' in metrics.exposition().decode()
+        model=model, is_listed=is_listed, status=status,
+        duration_s=1, ttft_s=1, prompt_tokens=1, completion_tokens=1,
+    )  # fmt: skip
+
+
+def labels():
+    lines = metrics.exposition().decode().splitlines()
+    found = (re.search(r'_model="((?:[^"\\]|\\.)*)"', line) for line in lines)
+    return {match[1] for match in found if match}
+
+
+def test_metrics_can_be_written_whatever_a_model_is_called(no_models):
+    observe("qwen-\ud800")
+    assert "qwen-\ufffd" in labels()
+
+
+def test_names_that_no_upstream_lists_share_a_label_until_one_answers_by_them(no_models):
+    before = labels()
+    for number in range(500):
+        observe(f"unheard-{number}", is_listed=False, status="failed")
+    assert labels() - before <= {metrics.OTHER}
+    observe("unheard-7", is_listed=False)
+    observe("unheard-7", is_listed=False, status="failed")
+    text = metrics.exposition().decode()
+    assert 'gen_ai_request_model="unheard-7",status="failed"' in text
+    assert labels() - before - {metrics.OTHER} == {"unheard-7"}
+
+
+def test_however_many_models_are_served_labels_are_bounded(no_models, monkeypatch):
+    monkeypatch.setattr(metrics, "MAX_LISTED", 4)
+    monkeypatch.setattr(metrics, "MAX_ANSWERED", 3)
+    before = labels()
+    # Those who make names up take no label from those that are listed.
+    for number in range(20):
+        observe(f"made-up-{number}", is_listed=False)
+    for number in range(20):
+        observe(f"served-{number}")
+    observe("long" * metrics.MAX_NAME_CHARS)
+    assert labels() - before - {metrics.OTHER} == {f"made-up-{number}" for number in range(3)} | {
+        f"served-{number}" for number in range(4)
+    }
 
 
 def test_metrics_count_turns_by_how_they_end(http, settings, openai_compatible, make_account):
@@ -213,3 +254,23 @@ def test_metrics_count_turns_by_how_they_end(http, settings, openai_compatible, 
     tokens = 'gen_ai_client_token_usage_total{gen_ai_request_model="qwen-counted",'
     assert value_of(text, f'{tokens}gen_ai_token_type="output"}}') > 0
     assert value_of(text, "gen_ai_server_time_to_first_token_seconds_count{") >= 1
+
+
+def test_a_key_s_holder_gives_no_model_a_label_by_asking(
+    http, settings, openai_compatible, make_account
+):
+    from tests.doubles.openai_compatible import CHAT, MODELS
+    from tests.doubles.server import Reply, serve_in_thread
+
+    settings.METRICS_OPEN = True
+    with serve_in_thread(openai_compatible) as url:
+        make_account("openai_compatible", url)
+        # It has no list at all, so it is asked for whatever is wanted.
+        openai_compatible.enqueue(Reply(body={}, status=404), path=MODELS)
+        openai_compatible.enqueue(Reply(body={"error": {"message": "no"}}, status=400), path=CHAT)
+        body = {"model": "made-up", "messages": HELLO}
+        before = http.get("/metrics").text
+        assert http.post("/v1/chat/completions", json=body).status_code == 400
+        line = 'gen_ai_server_request_duration_seconds_count{gen_ai_request_model="other",'
+        wait_until(lambda: value_of(http.get("/metrics").text, line) > value_of(before, line))
+    assert "made-up" not in http.get("/metrics").text

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -63,7 +63,7 @@ def _embedders(route: Route) -> Route:
             param="model",
             code="unsupported",
         )
-    return Route(route.model, lanes)
+    return replace(route, lanes=lanes)
 
 
 @dataclass(slots=True, eq=False)
@@ -218,6 +218,7 @@ class _Call:
     def _observe(self, status: str, usage: UsageReport | None) -> None:
         metrics.observe_turn(
             model=self.route.model,
+            is_listed=self.route.is_listed,
             status=status,
             duration_s=time.monotonic() - self._began,
             ttft_s=None,

@@ -231,6 +231,8 @@ class Route:
     lanes: Sequence[Lane]
     # What the end of the name that was asked for says; null: nothing.
     thinking: bool | None = None
+    # False: no list has it; they may serve it all the same.
+    is_listed: bool = True
 
     def others(self, failed: Sequence[Lane]) -> list[Lane]:
         """Those that may be asked and have not failed this turn."""

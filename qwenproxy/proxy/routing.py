@@ -183,7 +183,7 @@ class Routing:
         open_ended = [
             listing.lane for listing in self._listings if listing.unlisted or listing.models is None
         ]
-        return Route(model, open_ended) if open_ended and model else None
+        return Route(model, open_ended, is_listed=False) if open_ended and model else None
 
     def _listed(self, model: str) -> Route | None:
         serving = [listing.lane for listing in self._listings if model in (listing.models or {})]

@@ -544,6 +544,7 @@ class Turn:
         usage = self.answer.usage
         metrics.observe_turn(
             model=self.route.model,
+            is_listed=self.route.is_listed,
             status=self._ending or ("failed" if self.answer.finish_reason is None else "completed"),
             duration_s=time.monotonic() - self._started_at,
             ttft_s=None if self._first_at is None else self._first_at - self._started_at,
