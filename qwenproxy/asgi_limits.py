@@ -11,9 +11,13 @@ from __future__ import annotations
 import asyncio
 import http
 from collections.abc import Iterable
+from typing import Any
 
 from django.conf import settings
+from httptools import HttpParserUpgrade, HttpRequestParser
+from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from qwenproxy.errors import GatewayError, InvalidRequest, error_body
 from qwenproxy.wire import json
@@ -23,6 +27,8 @@ MAX_HEAD_BYTES = 64 * 1024
 MIN_BODY_BYTES_PER_S = 8 * 1024
 # Headers that announce a body.
 _BODY = (b"content-length", b"transfer-encoding")
+# What asks for another protocol, as headers and as words of `Connection`.
+_UPGRADE = (b"upgrade", b"http2-settings")
 # Of the marks between chunks of a body and what may follow it, for each byte of it.
 _FRAMING = 16
 
@@ -31,6 +37,37 @@ def is_admin_side(server: tuple[str, int | None] | None) -> bool:
     """Tell whether the admin is served at this own address of a connection (an ASGI scope's `server`)."""
     bind = settings.ADMIN_BIND
     return bind is None or (server is not None and server[1] == bind[1])
+
+
+class _Parser(HttpRequestParser):
+    """Reads a request that wishes for another protocol as one that does not (RFC 9110, 7.8).
+
+    httptools ends such a request with its head, and what is its body would be the next request: the head is
+    read once more without the wish, the body after it. Java's client sends the wish with every first request.
+    """
+
+    def __init__(self, protocol: BoundedProtocol) -> None:
+        super().__init__(protocol)
+        # As uvicorn has it for its own.
+        self.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._protocol = protocol
+
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # uvicorn's are bytes
+        """Parse what came.
+
+        Raises:
+            HttpParserError: it is no HTTP.
+            HttpParserUpgrade: after CONNECT.
+        """
+        rest = memoryview(data)
+        while True:
+            try:
+                return super().feed_data(rest)
+            except HttpParserUpgrade as upgrade:
+                if self.get_method() == b"CONNECT":
+                    raise
+                rest = rest[upgrade.args[0] :]
+            super().feed_data(self._protocol.plain_head())
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -45,6 +82,16 @@ class BoundedProtocol(HttpToolsProtocol):
     # What was written and not taken at the last look, and the loop time since which it is as much.
     _unsent_bytes = 0
     _unsent_since_s = 0.0
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.parser = _Parser(self)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -80,9 +127,13 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        if self.parser.should_upgrade() and any(name in _BODY for name, _ in self.headers):
-            # The parser does not read the body of such a request: it would be read as the next one.
-            raise ValueError("a body, and another protocol")
+        if self.parser.should_upgrade():
+            if self.parser.get_method() != b"CONNECT":
+                # Comes again without the wish.
+                return
+            if any(name in _BODY for name, _ in self.headers):
+                # The parser does not read it: it would be read as the next request.
+                raise ValueError("CONNECT has no body")
         if self._received_bytes > MAX_HEAD_BYTES:
             size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
             if size > MAX_HEAD_BYTES:
@@ -96,10 +147,25 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            return
         super().on_message_complete()
         self._begun_s = None
         self._in_head = True
         self._received_bytes = 0
+
+    def plain_head(self) -> bytes:
+        """The head that was parsed last, without its wish for another protocol."""
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        for name, value in self.headers:
+            if name in _UPGRADE:
+                continue
+            if name == b"connection":
+                words = [word.strip() for word in value.split(b",")]
+                value = b", ".join(word for word in words if word.lower() not in _UPGRADE)
+            lines.append(b"%b: %b" % (name, value))
+        return b"\r\n".join((*lines, b"", b""))
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(self._refusal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import threading
 import time
@@ -32,10 +33,19 @@ class _Server(_QuickServer):
 
 
 async def answer(scope, receive, send):
+    sent = b""
     while (message := await receive()).get("more_body"):
-        pass
+        sent += message["body"]
     if message["type"] == "http.request":
         body = b"x" * LONG if scope["path"] == "/long" else b"ok"
+        if scope["path"] == "/echo":
+            asked = {
+                "method": scope["method"],
+                "query": scope["query_string"].decode(),
+                "headers": sorted(name.decode() for name, _ in scope["headers"]),
+                "body": (sent + message["body"]).decode(),
+            }
+            body = b"%b\n" % json.dumps(asked).encode()
         headers = [(b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -206,11 +216,67 @@ def test_what_is_no_http_is_400(connect):
     assert answer_of(connection)[0] == 400
 
 
-def test_a_body_behind_a_wish_for_another_protocol_is_not_read_as_a_request(connect):
-    body = b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
+_SMUGGLED = b"GET /echo?smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
+_H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n"
+_LAST = b"GET /echo?last HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+def requests_seen(connection, sent, pieces=1):
+    """Send it in that many pieces, and a last request; return what the application was asked, in order."""
+    size = -(-len(sent) // pieces)
+    for start in range(0, len(sent), size):
+        connection.sendall(sent[start : start + size])
+        if pieces > 1:
+            # So that the server reads it by itself, where the machine lets it.
+            time.sleep(0.001)
+    connection.sendall(_LAST)
+    got = b""
+    while data := connection.recv(65536):
+        got += data
+    return [json.loads(line) for line in re.findall(rb"^\{.*\}", got, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("pieces", [1, 40])
+@pytest.mark.parametrize(
+    ("framing", "body"),
+    [
+        pytest.param(b"Content-Length: %d\r\n\r\n" % len(_SMUGGLED), _SMUGGLED, id="length"),
+        pytest.param(
+            b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(_SMUGGLED),
+            _SMUGGLED + b"\r\n0\r\n\r\n",
+            id="chunked",
+        ),
+    ],
+)
+def test_a_wish_for_another_protocol_is_passed_over_and_its_body_is_no_request(
+    connect, framing, body, pieces
+):
+    sent = HEAD.replace(b"/v1/chat/completions", b"/echo?a=1") + _H2C + b"X-A: b\r\n"
+    seen = requests_seen(connect(), 2 * (sent + framing + body), pieces)
+    asked = {
+        "method": "POST",
+        "query": "a=1",
+        "headers": sorted(
+            ["connection", framing.partition(b":")[0].decode().lower(), "host", "x-a"]
+        ),
+        "body": _SMUGGLED.decode(),
+    }
+    assert seen[:2] == [asked, asked]
+    assert [one["query"] for one in seen[2:]] == ["last"]
+
+
+def test_a_wish_without_a_body_is_passed_over_and_what_follows_is_read(connect):
+    head = b"GET /echo HTTP/1.1\r\nHost: localhost\r\n"
+    other = b"Connection: keep-alive, upgrade\r\nUpgrade: websocket\r\n\r\n"
+    seen = requests_seen(connect(), head + _H2C + b"\r\n" + head + other)
+    assert [one["query"] for one in seen] == ["", "", "last"]
+
+
+def test_a_body_of_connect_is_not_read_as_a_request(connect):
     connection = connect()
     connection.sendall(
-        HEAD + b"Connection: upgrade\r\nUpgrade: h2c\r\nContent-Length: %d\r\n\r\n" % len(body)
+        b"CONNECT localhost:1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b"
+        % (len(_SMUGGLED), _SMUGGLED)
     )
     assert answer_of(connection)[0] == 400
 
