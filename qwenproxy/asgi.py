@@ -32,6 +32,7 @@ from qwenproxy.asgi_uploads import bounded  # noqa: E402
 from qwenproxy.database import close_pool, run_in_db  # noqa: E402
 from qwenproxy.errors import NotFound  # noqa: E402
 from qwenproxy.health import schema_problem  # noqa: E402
+from qwenproxy.proxy.cancelling import CancelWatch  # noqa: E402
 from qwenproxy.proxy.gateway import Gateway, TurnSettings  # noqa: E402
 from qwenproxy.proxy.routing import Routing  # noqa: E402
 from qwenproxy.proxy.streaming import Receive, Send  # noqa: E402
@@ -133,11 +134,14 @@ class Application:
         retention = Retention()
         retention.start()
         gateway = self.gateway = Gateway(recorder, routing, _turn_settings(), retention)
+        cancel_watch = CancelWatch(gateway)
+        cancel_watch.start()
 
         async def stop() -> None:
             late = await gateway.drain(settings.DRAIN_TIMEOUT_S)
             if late:
                 logger.warning("%d answers were interrupted by the shutdown", late)
+            await cancel_watch.stop()
             await retention.stop()
             await upkeep.stop()
             await routing.stop()

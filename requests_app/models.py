@@ -127,7 +127,8 @@ class Response(models.Model):
     # The process that answers it; its lock tells whether it still does.
     worker = models.ForeignKey(Worker, null=True, on_delete=models.SET_NULL, db_index=False)
     status = models.CharField(max_length=12, choices=STATUSES)
-    finish_reason = models.CharField(max_length=20, null=True)  # noqa: DJ001  # null: still running
+    # Null while running; cancelled already then where another process was asked to end it.
+    finish_reason = models.CharField(max_length=20, null=True)  # noqa: DJ001
     error_type = models.CharField(max_length=50, null=True)  # noqa: DJ001  # null: no error
     error_code = models.CharField(max_length=50, null=True)  # noqa: DJ001
     error_message = models.TextField(null=True)  # noqa: DJ001

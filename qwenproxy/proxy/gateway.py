@@ -65,6 +65,10 @@ class Gateway:
         """The turn of this process that gives this response."""
         return next((turn for turn in self._turns if turn.response_id == response_id), None)
 
+    def running_ids(self, dialect: str) -> list[str]:
+        """The ids of the responses that this process gives in a protocol."""
+        return [turn.response_id for turn in self._turns if turn.body.dialect == dialect]
+
     def enter(self, turn: Turn) -> None:
         self._turns.add(turn)
         self._idle.clear()

@@ -14,7 +14,7 @@ from django.http.response import HttpResponseBase
 from qwenproxy.access.models import Recorded
 from qwenproxy.database import run_in_db
 from qwenproxy.errors import InvalidRequest
-from qwenproxy.proxy import schemas_responses
+from qwenproxy.proxy import cancelling, schemas_responses
 from qwenproxy.proxy.chat import caller_of
 from qwenproxy.proxy.dialect import Dialect
 from qwenproxy.proxy.gateway import GatewayRequest
@@ -68,15 +68,7 @@ async def cancel_response(request: GatewayRequest, response_id: str) -> HttpResp
     key = visible_key(request)
     row = await run_in_db(responses_api.find_stored, response_id, key)
     if row["status"] == "in_progress":
-        turn = request.gateway.find(response_id)
-        if turn is None:
-            raise InvalidRequest(
-                "the response is in progress in another process of this gateway, which alone can"
-                " cancel it: try again",
-                code="response_elsewhere",
-                status=409,
-            )
-        await turn.cancel()
+        await cancelling.cancel(request.gateway, response_id)
     elif not json.loads_text(row["request__parameters"]).get("background"):  # type: ignore[union-attr]  # an object, written by the recorder
         raise InvalidRequest(
             "Only responses that are in progress, or were created with background=true, can be"

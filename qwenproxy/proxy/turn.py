@@ -184,12 +184,15 @@ class Turn:
         """End the turn with what there is: the gateway stops."""
         self._end_early("interrupted")
 
-    async def cancel(self) -> None:
-        """End the turn with what there is, as its client asked in another request; return after its end."""
+    def cancel(self) -> None:
+        """End the turn with what there is, as its client asked in another request."""
         self._was_cancelled = True
         self._end_early("cancelled")
+
+    async def wait(self, timeout_s: float) -> None:
+        """Return after its end, or when the time is over."""
         if self._task is not None:
-            await asyncio.wait([self._task])
+            await asyncio.wait([self._task], timeout=timeout_s)
 
     @property
     def created(self) -> int:
