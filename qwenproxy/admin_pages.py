@@ -8,8 +8,8 @@ import logging
 from collections.abc import Callable
 
 from django.conf import settings
-from django.db import OperationalError
-from django.http import HttpRequest, HttpResponse
+from django.db import DataError, OperationalError
+from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest
 from django.http.response import HttpResponseBase
 from django.template import loader
 from django.utils import timezone
@@ -42,8 +42,14 @@ class AdminPages:
     def process_exception(
         self, request: HttpRequest, exception: Exception
     ) -> HttpResponseBase | None:
-        """Tell of a database that is busy or away, which is no fault of the page."""
-        if request.path.startswith(_ELSEWHERE) or not isinstance(exception, OperationalError):
+        """Tell of a database that is busy or away, or asked for what it cannot hold: no fault of the page."""
+        if request.path.startswith(_ELSEWHERE):
+            return None
+        if isinstance(exception, DataError):
+            # PostgreSQL has no NUL in texts, and refuses to compare with one.
+            logger.warning("%s: the database refused what was asked: %s", request.path, exception)
+            return HttpResponseBadRequest(loader.get_template("400.html").render())
+        if not isinstance(exception, OperationalError):
             return None
         logger.error("%s: the database failed: %s", request.path, exception)
         return HttpResponse(

@@ -6,12 +6,13 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import connection
+from django.db import DataError, connection
 from django.db.migrations.recorder import MigrationRecorder
 from django.urls import reverse
 
 from qwenproxy.admin_pages import POLICY
 from qwenproxy.proxy.discovery import Found
+from requests_app.admin_sessions import SessionAdmin
 from tests.factories import make_account, make_session, make_turn
 
 pytestmark = pytest.mark.django_db
@@ -174,3 +175,22 @@ def test_every_page_has_the_policy_and_the_reporting_zone(admin_client, client, 
 def test_the_current_page_is_marked(admin_client):
     text = text_of(admin_client, "/admin/migrations/")
     assert re.findall(r'aria-current="page">([^<]+)<', text) == ["Migrations"]
+
+
+def test_what_the_database_cannot_hold_is_a_bad_request(admin_client, caplog):
+    """SQLite takes a NUL, and has no such session; PostgreSQL cannot even be asked for it."""
+    fields = {"action": "delete_selected", "_selected_action": "\0", "index": "0", "post": "yes"}
+    answer = admin_client.post("/admin/sessions_app/session/", fields)
+    assert answer.status_code == (302 if connection.vendor == "sqlite" else 400)
+    assert "Traceback" not in caplog.text
+
+
+def test_a_refusal_of_the_database_tells_nothing_of_it(admin_client, monkeypatch):
+    def refuse(self, request):
+        raise DataError("value out of range in statement 7")
+
+    monkeypatch.setattr(SessionAdmin, "get_queryset", refuse)
+    answer = admin_client.get("/admin/sessions_app/session/")
+    assert answer.status_code == 400
+    assert "cannot be read" in answer.content.decode()
+    assert "statement 7" not in answer.content.decode()
