@@ -44,11 +44,11 @@ torture: $(VENV)/.dev-ready
 faults: $(VENV)/.dev-ready
 	@$(BIN)/python -m tests.faults $(ARGS)
 
-# Requests and upstream answers that nobody should send: `make fuzz SEED=7 CASES=10000`.
+# Requests and upstream answers that nobody should send: `make fuzz SEED=7 CASES=10000 ENGINE=postgresql`.
 CASES ?= 10000
 fuzz: $(VENV)/.dev-ready
 	@tests/clients/install --schemathesis
-	@$(BIN)/python -m tests.fuzz --cases $(CASES) $(if $(SEED),--seed $(SEED)) $(ARGS)
+	@$(if $(filter postgresql,$(ENGINE)),.ci/postgresql) $(BIN)/python -m tests.fuzz --cases $(CASES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 # Of README and docs/admin.md; needs chromium.
 pictures: $(VENV)/.dev-ready

@@ -1,6 +1,7 @@
 """`make fuzz`: requests and upstream answers that nobody should send, thousands of them, and a table.
 
-`--seed` and `--cases` say which; the same seed gives the same cases, `--only 17,203` some of them again.
+`--seed` and `--cases` say which; the same seed gives the same cases, `--only 17,203` some of them again. On SQLite, or on
+the PostgreSQL that QWENPROXY_TEST_DATABASE_URL names.
 Exit status 0 where nothing was found, else 1.
 """
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import sqlite3
 import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -18,6 +17,8 @@ import httpx
 from tests.conftest import NO_TLS
 from tests.doubles.server import serve_in_thread
 from tests.faults.gateway import Gateway
+from tests.faults.load import read_rows
+from tests.faults.torture import SERVER, new_database
 from tests.fuzz import bodies
 from tests.fuzz.cases import Known
 from tests.fuzz.upstreams import HostileOpenAI, HostileWeb
@@ -40,6 +41,10 @@ _HISTORY = ["app", "status", "run", "cursor", "limit"]
 _RECORD = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ", re.MULTILINE)
 _BAD = ("ERROR", "CRITICAL", "Traceback")
 _SETTLED_S = 30.0
+_RUNNING = (
+    "SELECT COUNT(*) FROM requests_app_request r LEFT JOIN requests_app_response a ON a.request_id = r.id"
+    " WHERE a.id IS NULL OR a.status IN ('in_progress', 'queued')"
+)
 
 
 class _Page(HTMLParser):
@@ -253,14 +258,8 @@ class Rig:
         return found
 
     def _running(self) -> int:
-        file = self.gateway.data / "qwenproxy.sqlite3"
-        with contextlib.closing(sqlite3.connect(file)) as database:
-            return int(
-                database.execute(
-                    "SELECT COUNT(*) FROM requests_app_request r LEFT JOIN requests_app_response a ON a.request_id = r.id"
-                    " WHERE a.id IS NULL OR a.status IN ('in_progress', 'queued')"
-                ).fetchone()[0]
-            )
+        [[running]] = read_rows(self.gateway.database_url, _RUNNING)
+        return int(running)
 
 
 def admin_paths() -> list[str]:
@@ -285,11 +284,13 @@ def admin_paths() -> list[str]:
 
 @contextlib.contextmanager
 def running(directory: Path) -> Iterator[Rig]:
+    """A rig on SQLite, or on the PostgreSQL of QWENPROXY_TEST_DATABASE_URL."""
     web, dashscope = HostileWeb(), HostileOpenAI(models=(_OWN_MODELS["dashscope"],))
     with (
         serve_in_thread(HostileOpenAI(models=(_OWN_MODELS["openai"],))) as url,
         serve_in_thread(dashscope) as dashscope_url,
         serve_in_thread(web) as web_url,
+        new_database("postgresql" if SERVER else "sqlite") as database_url,
     ):
         settings = _SETTINGS | {
             "DASHSCOPE_API_KEY": "sk-planted",
@@ -297,7 +298,9 @@ def running(directory: Path) -> Iterator[Rig]:
             "QWEN_COOKIES": "token=planted; ssxmod_itna=planted",
             "QWEN_BASE_URL": web_url,
         }
-        gateway = Gateway(directory / "data", upstream_url=url, settings=settings)
+        gateway = Gateway(
+            directory / "data", upstream_url=url, database_url=database_url, settings=settings
+        )
         try:
             asyncio.run(gateway.start())
             rig = Rig(gateway)
