@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.apps import AppConfig
-from django.contrib.admin.apps import AdminConfig
+from django.contrib import admin
+from django.contrib.admin.apps import SimpleAdminConfig
+from django.contrib.admin.checks import check_admin_app, check_dependencies
+from django.core import checks
 
 
 class GatewayConfig(AppConfig):
@@ -14,8 +19,19 @@ class GatewayConfig(AppConfig):
 
     def ready(self) -> None:
         # Checks register on import, which needs the app registry.
-        from qwenproxy import checks  # noqa: F401
+        import qwenproxy.checks  # noqa: F401
 
 
-class GatewayAdminConfig(AdminConfig):
+class GatewayAdminConfig(SimpleAdminConfig):
+    """Its pages are imported with the routes: no command waits for them that shows none (a third of its start)."""
+
     default_site = "qwenproxy.admin_site.GatewayAdminSite"
+
+    def ready(self) -> None:
+        checks.register(check_dependencies, checks.Tags.admin)
+        checks.register(_check_pages, checks.Tags.admin)
+
+
+def _check_pages(**kwargs: Any) -> list[checks.CheckMessage]:
+    admin.autodiscover()
+    return check_admin_app(**kwargs)

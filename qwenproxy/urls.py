@@ -10,6 +10,8 @@ from django.views.generic import RedirectView
 from qwenproxy import health
 from qwenproxy.api import api, operations_api
 
+admin.autodiscover()
+
 urlpatterns = [
     path("v1/", api.urls),
     path("api/", operations_api.urls),
