@@ -524,7 +524,7 @@ def _fit_id(text: str | None) -> str | None:
 
 
 def _fit_count(count: int | None) -> int | None:
-    return None if count is None else min(count, _LARGEST_COUNT)
+    return None if count is None else max(0, min(count, _LARGEST_COUNT))
 
 
 def _chat_row(tx: Transaction, turn: Closing) -> Sequence[Any]:

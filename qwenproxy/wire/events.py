@@ -90,6 +90,17 @@ class UsageReport:
     raw: JSONValue = None
 
 
+# More than any context holds; metrics, limits and the record count with it.
+_MOST_TOKENS = 2**31 - 1
+
+
+def token_count(value: JSONValue) -> int | None:
+    """A count of tokens that an upstream reports; null for what is none, such as a negative number."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        return None
+    return min(value, _MOST_TOKENS)
+
+
 def sum_usage(spent: UsageReport | None, usage: UsageReport) -> UsageReport:
     """What two answers used together; `raw` lists both."""
     if spent is None:

@@ -24,6 +24,7 @@ from qwenproxy.wire.events import (
     ToolCallDelta,
     UsageReport,
     add_logprobs,
+    token_count,
 )
 from qwenproxy.wire.json import JSONObject, JSONValue
 from qwenproxy.wire.text_chunks import TextChunks
@@ -376,11 +377,11 @@ def read_usage(usage: JSONValue) -> UsageReport | None:
     """Read OpenAI's usage object; null where it counts nothing."""
     if not isinstance(usage, dict):
         return None
-    prompt_tokens = _count(usage.get("prompt_tokens"))
-    completion_tokens = _count(usage.get("completion_tokens"))
+    prompt_tokens = token_count(usage.get("prompt_tokens"))
+    completion_tokens = token_count(usage.get("completion_tokens"))
     if prompt_tokens is None and completion_tokens is None:
         return None
-    total_tokens = _count(usage.get("total_tokens"))
+    total_tokens = token_count(usage.get("total_tokens"))
     if total_tokens is None:
         total_tokens = (prompt_tokens or 0) + (completion_tokens or 0)
     return UsageReport(
@@ -395,11 +396,7 @@ def read_usage(usage: JSONValue) -> UsageReport | None:
 
 def _detail(usage: JSONObject, group: str, name: str) -> int | None:
     details = usage.get(group)
-    return _count(details.get(name)) if isinstance(details, dict) else None
-
-
-def _count(value: JSONValue) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return token_count(details.get(name)) if isinstance(details, dict) else None
 
 
 def _text(value: JSONValue) -> str | None:

@@ -20,6 +20,7 @@ from qwenproxy.wire.events import (
     TextDelta,
     ToolCallDelta,
     UsageReport,
+    token_count,
 )
 from qwenproxy.wire.json import JSONObject, JSONValue
 from qwenproxy.wire.openai_chat import StreamError
@@ -463,17 +464,14 @@ def _sum_known(counts: list[int | None]) -> int | None:
 
 
 def _cached(usage: JSONObject) -> int | None:
-    cached = usage.get("cached_tokens")
-    if isinstance(cached, int):
-        return cached
-    return _nested(usage, "prompt_tokens_details", "cached_tokens")
+    cached = token_count(usage.get("cached_tokens"))
+    return _nested(usage, "prompt_tokens_details", "cached_tokens") if cached is None else cached
 
 
 def _nested(usage: JSONObject, group: str, name: str) -> int | None:
     details = usage.get(group)
-    value = details.get(name) if isinstance(details, dict) else None
-    return value if isinstance(value, int) else None
+    return token_count(details.get(name)) if isinstance(details, dict) else None
 
 
 def _number(value: JSONValue) -> int:
-    return value if isinstance(value, int) else 0
+    return token_count(value) or 0

@@ -189,6 +189,7 @@ def test_what_an_upstream_says_never_keeps_an_answer_from_the_record(run, key):
             upstream_id="i" * 300,
             upstream_parent_id="nul\x00",
             prompt_tokens=2**40,
+            completion_tokens=-(2**40),
             total_tokens=2**80,
         )
 
@@ -196,6 +197,7 @@ def test_what_an_upstream_says_never_keeps_an_answer_from_the_record(run, key):
     response = Response.objects.get()
     assert (response.status, response.finish_reason) == ("completed", "model_context_window")
     assert response.total_tokens == 2**31 - 1
+    assert response.completion_tokens == 0
     assert (response.reply.upstream_id, response.reply.upstream_parent_id) == (None, None)
 
 

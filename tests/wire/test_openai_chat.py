@@ -24,6 +24,7 @@ from qwenproxy.wire.openai_chat import (
     completion,
     decode_completion,
     parse_error,
+    read_usage,
     usage_object,
 )
 from tests.wire.streams import SYNTHETIC, counting_ids, decode, payloads
@@ -236,6 +237,16 @@ def test_usage_comes_once_before_the_end_wherever_it_was():
         UsageReport(3, 2, 5, raw=usage(2)),
         Finished("stop"),
     ]
+
+
+def test_counts_of_usage_that_are_none_are_left_out_and_none_is_beyond_bounds():
+    usage = {
+        "prompt_tokens": -(2**63), "completion_tokens": 10**400, "total_tokens": True,
+        "completion_tokens_details": {"reasoning_tokens": -1},
+    }  # fmt: skip
+    most = 2**31 - 1
+    assert read_usage(usage) == UsageReport(0, most, most, raw=usage)
+    assert read_usage({"prompt_tokens": -1, "completion_tokens": "7"}) is None
 
 
 def test_details_of_usage_are_read():

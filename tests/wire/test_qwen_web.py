@@ -453,6 +453,14 @@ class TestUsage:
         assert self.usage(top) == [UsageReport(10, 2, 12, None, 0, top)]
         assert self.usage(top, nested) == [UsageReport(20, 3, 23, None, 4, [top, nested])]
 
+    def test_counts_that_are_none_count_nothing_and_none_is_beyond_bounds(self):
+        said = {**make_usage(-5, 10**400, reasoning_tokens=-1), "cached_tokens": True}
+        assert self.usage(said) == [
+            UsageReport(
+                0, 2**31 - 1, 2**31 - 1, reasoning_tokens=None, cached_tokens=None, raw=said
+            )
+        ]
+
     @pytest.mark.parametrize("usage", [None, {}, [], "x", {"output_tokens_details": {}}])
     def test_strange_usage_is_ignored(self, usage):
         assert self.usage(usage) == []
