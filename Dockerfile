@@ -12,8 +12,9 @@ COPY manage.py ./
 COPY qwenproxy ./qwenproxy
 COPY sessions_app ./sessions_app
 COPY requests_app ./requests_app
-# A read-only root keeps no byte code of its own.
-RUN python -m compileall -q /app
+# A checkout may be its owner's alone, and a read-only root keeps no byte code of its own.
+RUN chmod -R u=rwX,go=rX /app \
+    && python -m compileall -q /app
 
 FROM python:${PYTHON}
 RUN groupadd --system --gid 10001 qwenproxy \

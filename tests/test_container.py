@@ -21,6 +21,7 @@ from contextlib import closing
 from pathlib import Path
 
 import httpx
+import jsonschema
 import pytest
 import yaml
 
@@ -95,6 +96,22 @@ def test_a_compose_file_runs_the_gateway_hardened(name):
     assert "data:/data" in service["volumes"]
     # From this machine alone, unless somebody says otherwise.
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+
+
+@pytest.mark.parametrize("name", COMPOSE)
+def test_a_compose_file_is_one_by_the_specification_s_schema(name):
+    schema = json.loads((ROOT / "tests" / "fixtures" / "compose_spec.json").read_text())["schema"]
+    found = compose(name)
+    jsonschema.Draft7Validator(schema).validate(found)
+    # It would have seen another name.
+    found["services"]["gateway"]["readonly"] = True
+    with pytest.raises(jsonschema.ValidationError, match="readonly"):
+        jsonschema.Draft7Validator(schema).validate(found)
+
+
+def test_no_core_dump_is_left_by_whatever_starts_the_gateway():
+    assert unit()["LimitCORE"] == "0"
+    assert all(compose(name)["services"]["gateway"]["ulimits"]["core"] == 0 for name in COMPOSE)
 
 
 @pytest.mark.parametrize("name", COMPOSE)
