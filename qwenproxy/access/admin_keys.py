@@ -7,12 +7,13 @@ cookie or in the session table. That page loaded anew makes nothing and shows no
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.contrib.admin.views.main import ChangeList
+from django.core.exceptions import PermissionDenied
 from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.forms import Media, Script
@@ -123,6 +124,14 @@ class ApiKeyAdmin(ApiKeyModelAdmin):
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return KeyChangeList
 
+    def get_form(
+        self, request: HttpRequest, obj: ApiKey | None = None, change: bool = False, **kwargs: Any
+    ) -> type[ApiKeyForm]:
+        # A class of this request's own.
+        form = cast(type[ApiKeyForm], super().get_form(request, obj, change, **kwargs))
+        form.may_give_admin = _is_superuser(request)
+        return form
+
     def get_fieldsets(self, request: HttpRequest, obj: ApiKey | None = None) -> list[Any]:
         return [
             (None, {"fields": ("name", "scopes", "expires_at", "allowed_models")}),
@@ -196,13 +205,16 @@ class ApiKeyAdmin(ApiKeyModelAdmin):
             obj = self.get_object(request, unquote(object_id))
             if obj is not None:
                 (row,) = read_rows(self.admin_site, [obj], ("24h", "7d"))
-                context |= {"row": row, "can_rotate": is_in_use(row.state)}
+                can_rotate = is_in_use(row.state) and _may_have_secret(request, obj)
+                context |= {"row": row, "can_rotate": can_rotate}
                 context |= {"title": obj.name, "subtitle": ""}
         return super().change_view(request, object_id, form_url, context)
 
     def rotate_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Ask how long the present secret works on; then show the new one."""
         api_key = self._found(request, object_id)
+        if not _may_have_secret(request, api_key):
+            raise PermissionDenied
         if request.method != "POST":
             return self._confirm(request, [api_key], "Rotate", overlaps=_OVERLAPS)
         try:
@@ -295,6 +307,15 @@ class ApiKeyAdmin(ApiKeyModelAdmin):
             self.message_user(request, "Select one key to rotate.", messages.WARNING)
             return None
         return HttpResponseRedirect(reverse("admin:access_apikey_rotate", args=chosen))
+
+
+def _is_superuser(request: HttpRequest) -> bool:
+    return request.user.is_superuser
+
+
+def _may_have_secret(request: HttpRequest, api_key: ApiKey) -> bool:
+    """Whoever has the secret of a key with the scope admin may all that a superuser does with records."""
+    return _is_superuser(request) or "admin" not in api_key.scopes.split()
 
 
 def _change_url(pk: int) -> str:

@@ -70,6 +70,9 @@ def _days_field(name: str) -> forms.IntegerField:
 
 
 class ApiKeyForm(ApiKeyModelForm):
+    # Such a key deletes, and reads without a trace: both are a superuser's.
+    may_give_admin = True
+
     scopes = forms.MultipleChoiceField(
         choices=[(scope, _SCOPE_TEXTS[scope]) for scope in SCOPES],
         widget=forms.CheckboxSelectMultiple,
@@ -136,6 +139,9 @@ class ApiKeyForm(ApiKeyModelForm):
 
     def clean(self) -> dict[str, Any]:
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
+        is_new = "admin" in cleaned.get("scopes", ()) and "admin" not in self.initial["scopes"]
+        if is_new and not self.may_give_admin:
+            self.add_error("scopes", "Only a superuser gives a key the scope admin.")
         for name in ("name", "scopes", *MAX_LIMITS, *DAYS):
             if name in cleaned:
                 try:

@@ -6,7 +6,7 @@
 | Auditor | besides: read conversations and bodies, export them, read the audit log |
 | Operator | besides: keys, upstream accounts, playground, health, pinning sessions |
 
-Users, groups and deletion are a superuser's. A group that exists is never changed.
+Users, groups, deletion and keys with the scope admin are a superuser's. A group that exists is never changed.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from django.conf import settings
 from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Group, User
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
@@ -21,6 +22,7 @@ from qwenproxy.access import keys
 from qwenproxy.access.models import ApiKey, KeyUsage, Limits
 from tests.access.test_accounts import all_rows
 from tests.access.test_admin import act, change_url, viewer
+from tests.access.test_staff import make_groups
 from tests.factories import make_api_key, make_session
 from tests.requests_app.ended import make_ended
 from tests.requests_app.test_rollups import roll_all
@@ -90,6 +92,38 @@ def test_name_and_scopes_can_be_changed_and_the_secret_stays(admin_client):
     row.refresh_from_db()
     assert (row.name, row.scopes) == ("new", "records admin")
     assert row.secret_hash == keys.hash_api_key(secret)
+
+
+@pytest.fixture
+def operator(client):
+    make_groups()
+    user = User.objects.create_user("operator", password="x", is_staff=True)
+    user.groups.add(Group.objects.get(name="Operator"))
+    client.force_login(user)
+    return client
+
+
+def test_an_operator_gives_no_key_the_scope_admin(operator):
+    refused = operator.post(KEYS + "add/", key_form(scopes=["chat", "admin"]))
+    assert "Only a superuser" in refused.content.decode()
+    assert not ApiKey.objects.exists()
+    operator.post(KEYS + "add/", key_form(scopes=["chat", "records"]))
+    row = ApiKey.objects.get()
+    operator.post(change_url(row), key_form(scopes=["admin"]))
+    row.refresh_from_db()
+    assert row.scopes == "chat records"
+
+
+def test_an_operator_comes_by_no_secret_of_a_key_with_the_scope_admin(operator):
+    row, secret = keys.create_api_key(name="k", scopes=["admin"])
+    assert "/rotate/" not in operator.get(change_url(row)).content.decode()
+    assert operator.get(page_url(row, "rotate")).status_code == 403
+    assert operator.post(page_url(row, "rotate"), {"overlap": "0"}).status_code == 403
+    # What else there is of it they may change.
+    operator.post(change_url(row), key_form(name="other", scopes=["admin"]))
+    row.refresh_from_db()
+    assert (row.name, row.secret_hash) == ("other", keys.hash_api_key(secret))
+    assert operator.post(page_url(row, "revoke")).status_code == 302
 
 
 def test_the_list_names_keys_without_their_hashes(admin_client):
