@@ -52,6 +52,7 @@ from requests_app.writes import (
     close_turns,
     is_open,
     open_turns,
+    without_facts,
 )
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,17 @@ class _Attempt:
     outcomes: list[Any] | None = None
     # Closings that found their session deleted.
     unrecorded: int = 0
+
+
+def _lesser(work: _Work) -> list[_Work]:
+    """What else may be tried of a write that a healthy database refuses; empty: nothing."""
+    match work.item:
+        case PartialRows(rows) if len(rows) > 1:
+            # One answer's must not keep those of all others from being written.
+            return [replace(work, item=PartialRows([row])) for row in rows]
+        case Closing() as closing if (bare := without_facts(closing)) != closing:
+            return [replace(work, item=bare)]
+    return []
 
 
 class Recorder:
@@ -323,6 +335,9 @@ class Recorder:
             except RecorderUnavailable as exc:
                 # The next round tries again; turns that await a commit hear of it themselves.
                 logger.error("periodic writes failed: %s", exc.message)
+            except Exception:
+                # A fault of ours; without its rounds nothing would be flushed or settled any more.
+                logger.exception("periodic work failed")
 
     async def _submit(self, item: Opening | Closing | PartialRows | _Task) -> Any:
         work = _Work(item, self._loop.create_future())
@@ -397,6 +412,9 @@ class Recorder:
                 if vanished < _VANISHED_TRIES:
                     continue
             logger.error("%d writes failed", len(batch), exc_info=error)
+            if not is_transient(error) and (lesser := _lesser(batch[0])):
+                outcomes = [self._write([work], deadline)[0] for work in lesser]
+                return [next((outcome for outcome in outcomes if outcome is not None), None)]
             return [
                 RecorderUnavailable(f"the record cannot be written: {type(error).__name__}")
                 for _ in batch

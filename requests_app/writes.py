@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -140,6 +140,25 @@ class Closing:
     upstream_parent_id: str | None = None
     has_partials: bool = False
     keep: Keep = KEEP
+
+
+def without_facts(closing: Closing) -> Closing:
+    """The end of a turn without what its upstream said besides the answer, where a database refuses that."""
+    return replace(
+        closing,
+        prompt_tokens=0,
+        completion_tokens=0,
+        total_tokens=0,
+        reasoning_tokens=None,
+        cached_tokens=None,
+        usage_source="",
+        upstream_response="",
+        attempts="[]",
+        sent=None,
+        chat=None,
+        upstream_id=None,
+        upstream_parent_id=None,
+    )
 
 
 @dataclass(slots=True)

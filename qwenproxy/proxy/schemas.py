@@ -18,8 +18,6 @@ from qwenproxy.wire.json import JSONObject, JSONValue
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 # Members that the gateway handles itself; the rest of a body goes upstream as it is.
 _OWN = ("model", "messages", "prompt", "tools", "stream", "stream_options")
-# No real body comes near it; Python's own encoder ends at about 1,000.
-_MAX_DEPTH = 100
 _MAX_USER_CHARS = 512
 _COUNTS = ("max_tokens", "max_completion_tokens", "thinking_budget")
 _NUMBERS = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
@@ -132,9 +130,9 @@ def read_object(raw: bytes) -> JSONObject:
         raise InvalidRequest(f"the body is not JSON: {exc}", code="invalid_json") from exc
     if not isinstance(sent, dict):
         raise InvalidRequest("the body must be a JSON object", code="invalid_json")
-    if json.is_deeper(sent, _MAX_DEPTH):
+    if json.is_deeper(sent, json.MAX_DEPTH):
         raise InvalidRequest(
-            f"the body is nested deeper than {_MAX_DEPTH} levels", code="invalid_json"
+            f"the body is nested deeper than {json.MAX_DEPTH} levels", code="invalid_json"
         )
     return sent
 

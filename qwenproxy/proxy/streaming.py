@@ -57,6 +57,7 @@ class ClientStream(HttpResponseBase):
         self._size = 0
         self._has_head = False
         self._ended = False
+        self._is_broken = False
         self._waiter: asyncio.Future[None] | None = None
         self._last_sent = 0.0
         self._sending_since: float | None = None
@@ -104,6 +105,16 @@ class ClientStream(HttpResponseBase):
             self[name] = value
         self.append(json.dumps(to_openai_error(error) if body is None else body))
         self.end()
+
+    def break_off(self) -> None:
+        """End what has no end, by an error before the headers, by a broken connection after."""
+        if self._ended:
+            return
+        if self._has_head:
+            self._is_broken = True
+            self.end()
+        else:
+            self.fail(GatewayError("internal error"), b"")
 
     # The client's side.
 
@@ -162,7 +173,7 @@ class ClientStream(HttpResponseBase):
                 data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
                 self._pieces.clear()
                 self._size = 0
-                is_last = self._ended
+                is_last = self._ended and not self._is_broken
                 await self._send(
                     loop,
                     send,
@@ -170,6 +181,9 @@ class ClientStream(HttpResponseBase):
                 )
                 if is_last:
                     return
+            elif self._is_broken:
+                # The server closes the connection of an answer that is not whole.
+                return
             elif self._ended:
                 await self._send(loop, send, {"type": "http.response.body", "body": b""})
                 return

@@ -120,6 +120,8 @@ class Turn:
     # By a request of its own; the client may be there still.
     _was_cancelled: bool = field(init=False, default=False)
     _has_failed: bool = field(init=False, default=False)
+    # Its end was handed to the recorder.
+    _has_end: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self._reasoning = self._read_reasoning()
@@ -169,12 +171,13 @@ class Turn:
             if isinstance(error, RateLimited):
                 metrics.REFUSED.labels(error.reason).inc()
             raise
+        # At once: what is on record has somebody who ends it. A clean context: the request's dies with it, the
+        # turn may go on.
+        self._task = asyncio.create_task(self._run(), context=contextvars.Context())
         self.client["x-session-id"] = self.opened.session_id
         if self.opened.standing is not None:
             for name, value in self.opened.standing.headers().items():
                 self.client[name] = value
-        # A clean context: the request's dies with it, the turn may go on.
-        self._task = asyncio.create_task(self._run(), context=contextvars.Context())
         if self._ending:
             # Not at once: a task that is cancelled before its first step never gets to its end.
             asyncio.get_running_loop().call_soon(self._task.cancel)
@@ -243,6 +246,18 @@ class Turn:
 
     async def _run(self) -> None:
         try:
+            await self._answer()
+        except (Exception, asyncio.CancelledError):
+            # Not even the error could be recorded or told.
+            logger.exception("the end of a turn failed", extra={"request_id": self.request_id})
+            await self._give_up()
+        finally:
+            self.client.break_off()
+            self.gateway.leave(self)
+            self._observe()
+
+    async def _answer(self) -> None:
+        try:
             async with asyncio.timeout(self.gateway.settings.turn_timeout_s):
                 await self._ask()
             await self._complete()
@@ -259,9 +274,6 @@ class Turn:
             # The turn's edge: whatever went wrong, the row says so and the client hears of it.
             logger.exception("turn failed", extra={"request_id": self.request_id})
             await self._fail(GatewayError("internal error"))
-        finally:
-            self.gateway.leave(self)
-            self._observe()
 
     async def _ask(self) -> None:
         """Ask accounts one after the other until one answers whole."""
@@ -484,7 +496,7 @@ class Turn:
     async def _complete(self) -> None:
         reason = self.answer.finish_reason or "stop"
         try:
-            await self.gateway.recorder.commit(self._make_closing("completed", reason, 200))
+            await self._commit(self._make_closing("completed", reason, 200))
         except RecorderUnavailable as error:
             # The recorder keeps this end and writes it when it can; the client must not act on it yet.
             self._fail_client(error)
@@ -519,9 +531,7 @@ class Turn:
         # A stream's status went out with its first bytes.
         http_status = 200 if self.client.has_head else error.http_status
         closing = self._make_closing(status, "error", http_status)
-        closing.error_type = error.type
-        closing.error_code = error.error_code
-        closing.error_message = json.plain(error.message)
+        _name_error(closing, error)
         if self._ending == "cancelled":
             closing.finish_reason = "cancelled"
             closing.http_status = 200 if self.client.has_head else 499
@@ -533,11 +543,26 @@ class Turn:
         if isinstance(error, UpstreamError) and error.body:
             closing.upstream_response = upstream_response(self.answer, error)
         try:
-            await self.gateway.recorder.commit(closing)
+            await self._commit(closing)
         except GatewayError as exc:
             logger.error("the end of a turn could not be recorded: %s", exc.message)
             error = exc
         self._fail_client(error)
+
+    async def _give_up(self) -> None:
+        """End the turn with as little as an end takes."""
+        error = GatewayError("internal error")
+        if not self._has_end:
+            http_status = 200 if self.client.has_head else error.http_status
+            closing = self._make_bare_closing(self._ending or "failed", "error", http_status)
+            _name_error(closing, error)
+            await self._commit(closing)
+        self._fail_client(error)
+
+    async def _commit(self, closing: Closing) -> None:
+        # Also where it cannot be written now: the recorder tries again.
+        self._has_end = True
+        await self.gateway.recorder.commit(closing)
 
     def _fail_client(self, error: GatewayError) -> None:
         body = self.dialect.error_body(error)
@@ -577,6 +602,32 @@ class Turn:
             self._task.cancel()
 
     def _make_closing(self, status: str, finish_reason: str, http_status: int) -> Closing:
+        closing = self._make_bare_closing(status, finish_reason, http_status)
+        answer, started = self.answer, self.answer.started
+        usage = answer.usage
+        source = "reported" if status == "completed" else "partial"
+        if usage is None and closing.reply is not None:
+            source = "estimated" if status == "completed" else "partial"
+        if usage is not None or closing.reply is not None:
+            usage = counted(self.body, answer)
+        if usage is not None:
+            closing.prompt_tokens = usage.prompt_tokens
+            closing.completion_tokens = usage.completion_tokens
+            closing.total_tokens = usage.total_tokens
+            closing.reasoning_tokens = usage.reasoning_tokens
+            closing.cached_tokens = usage.cached_tokens
+            closing.usage_source = source
+        closing.upstream_response = upstream_response(answer)
+        closing.attempts = json.dumps_text(self._attempts)
+        closing.sent = answer.sent
+        closing.chat = self._chat_row(started)
+        goes_on = status == "completed" and not answer.is_cut
+        closing.upstream_id = started.response_id if goes_on else None
+        closing.upstream_parent_id = None if answer.is_cut else started.parent_id
+        return closing
+
+    def _make_bare_closing(self, status: str, finish_reason: str, http_status: int) -> Closing:
+        """The end without what the upstream said besides its answer, and what follows from that."""
         answer, line = self.answer, self._opening.line
         parent = line[-1].digest if line else None
         reply = None
@@ -585,14 +636,6 @@ class Turn:
             above = parent or history.root_digest(self.caller.api_key_id)
             digest = history.message_digest(above, message)
             reply = history.Node(digest, message)
-        usage = answer.usage
-        source = "reported" if status == "completed" else "partial"
-        if usage is None and reply is not None:
-            source = "estimated" if status == "completed" else "partial"
-        if usage is not None or reply is not None:
-            usage = counted(self.body, self.answer)
-        started = answer.started
-        goes_on = status == "completed" and not answer.is_cut
         now = time.monotonic()
         return Closing(
             session_id=self.opened.session_id,
@@ -610,21 +653,9 @@ class Turn:
             duration_ms=round((now - self._started_at) * 1000),
             ttft_ms=_ms(self._started_at, self._first_at),
             client_left=self.client.left,
-            prompt_tokens=usage.prompt_tokens if usage else 0,
-            completion_tokens=usage.completion_tokens if usage else 0,
-            total_tokens=usage.total_tokens if usage else 0,
-            reasoning_tokens=usage.reasoning_tokens if usage else None,
-            cached_tokens=usage.cached_tokens if usage else None,
-            usage_source=source if usage else "",
-            upstream_response=upstream_response(self.answer),
             reasoning=json.plain(answer.reasoning),
             upstream=self._upstream_label,
             account_id=self._upstream.account.id if self._upstream else None,
-            attempts=json.dumps_text(self._attempts),
-            sent=answer.sent,
-            chat=self._chat_row(started),
-            upstream_id=started.response_id if goes_on else None,
-            upstream_parent_id=None if answer.is_cut else started.parent_id,
             keep=self._opening.keep,
         )
 
@@ -637,6 +668,12 @@ class Turn:
             self.route.model,
             self._opening.context_digest,
         )
+
+
+def _name_error(closing: Closing, error: GatewayError) -> None:
+    closing.error_type = error.type
+    closing.error_code = error.error_code
+    closing.error_message = json.plain(error.message)
 
 
 def _blob(kind: str, value: object) -> BlobText:

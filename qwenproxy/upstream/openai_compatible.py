@@ -177,7 +177,7 @@ class OpenAICompatible:
         if not response.is_success:
             raise status_error(response, body, account_name=name)
         try:
-            models = read_models(json.loads(body))
+            models = read_models(json.refuse_deep(json.loads(body), body))
         except ValueError as exc:
             raise UpstreamProtocolError(
                 f"Upstream account {name} answered its model list with something else.",

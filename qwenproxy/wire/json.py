@@ -23,6 +23,8 @@ _LONG_DIGITS = b"0" * 19
 # there is no such run, and a sixth of the bytes was enough to see that.
 _STRIDE = 6
 _DIGIT_SAMPLES = b"0" * 3
+# Levels that are taken from others. No real body comes near it; Python's own encoder ends at about 1,000.
+MAX_DEPTH = 100
 # orjson's own limit of levels.
 _ENCODER_DEPTH = 254
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -77,6 +79,22 @@ def is_deeper(value: JSONValue, levels: int) -> bool:
     except TypeError:
         return _depth_exceeds(value, levels)
     return False
+
+
+def refuse_deep(value: JSONValue, body: bytes) -> JSONValue:
+    """Give what was parsed of this body again: all of it can be written.
+
+    Raises:
+        JSONError: it is nested deeper than `MAX_DEPTH` levels.
+    """
+    if (
+        # Nearly all that comes is too short for so many brackets, or has fewer.
+        len(body) > 2 * MAX_DEPTH
+        and body.count(b"[") + body.count(b"{") > MAX_DEPTH
+        and is_deeper(value, MAX_DEPTH)
+    ):
+        raise JSONError(f"it is nested deeper than {MAX_DEPTH} levels")
+    return value
 
 
 def _depth_exceeds(value: JSONValue, levels: int) -> bool:

@@ -137,6 +137,7 @@ class ChatStreamDecoder:
             # `wire.json` keeps long integers, which matter in arguments alone, and looks at every
             # byte for them; chunks of text take the fast road.
             body = json.loads(payload) if b'"arguments"' in payload else _loads_fast(payload)
+            json.refuse_deep(body, payload)
         except json.JSONError as exc:
             if self.has_finish:
                 # A line that broke off with its connection: nothing of the answer is missing.
@@ -324,7 +325,7 @@ def decode_completion(
 def parse_error(status: int, body: bytes) -> StreamError:
     """Read the body of an HTTP error, in any of the forms that OpenAI-compatible servers use."""
     try:
-        parsed = json.loads(body)
+        parsed = json.refuse_deep(json.loads(body), body)
     except json.JSONError:
         parsed = body.decode("utf-8", "replace").strip()
     error = read_error(parsed) if isinstance(parsed, dict) else None

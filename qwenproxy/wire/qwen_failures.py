@@ -139,7 +139,7 @@ def _classify_body(status: int, body: bytes, *, is_stream: bool) -> WebFailure |
         return _classify_page(status, body.decode("utf-8", "replace"))
     if body.startswith(b"{"):
         try:
-            parsed = json.loads(body)
+            parsed = json.refuse_deep(json.loads(body), body)
         except json.JSONError:
             return WebFailure("malformed", "The upstream sent a body that is not JSON.")
         if isinstance(parsed, dict) and (failure := read_failure(parsed)):

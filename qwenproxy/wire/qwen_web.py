@@ -137,7 +137,7 @@ def models(body: bytes) -> list[JSONObject]:
     Raises:
         ValueError: it is no model list.
     """
-    listed = json.loads(body)
+    listed = json.refuse_deep(json.loads(body), body)
     for _ in range(2):
         if isinstance(listed, dict):
             listed = listed.get("data")
@@ -190,9 +190,10 @@ class StreamDecoder:
             body: JSONValue = (
                 json.loads(payload) if b'"local_mcp"' in payload else orjson.loads(payload)
             )
+            json.refuse_deep(body, payload)
         except (orjson.JSONDecodeError, json.JSONError):
             try:
-                body = json.loads(payload)
+                body = json.refuse_deep(json.loads(payload), payload)
             except json.JSONError as exc:
                 message = f"The upstream sent a line that is not JSON: {exc}"
                 raw = payload[:500].decode("utf-8", "replace")

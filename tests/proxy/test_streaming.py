@@ -96,6 +96,39 @@ def check(test, **options):
     asyncio.run(main())
 
 
+def test_an_answer_that_its_turn_leaves_is_an_error_before_its_head():
+    async def test(case):
+        async with case.driven():
+            case.stream.break_off()
+        assert case.server.status == 500
+        assert json.loads(case.server.body)["error"]["message"] == "internal error"
+        assert case.server.is_whole
+
+    check(test)
+
+
+def test_an_answer_that_its_turn_leaves_is_broken_off_after_its_head():
+    async def test(case):
+        async with case.driven():
+            case.stream.append(b"data: 1\n\n")
+            case.stream.break_off()
+        assert (case.server.status, case.server.body) == (200, b"data: 1\n\n")
+        assert not case.server.is_whole
+
+    check(test)
+
+
+def test_what_has_ended_is_not_broken_off():
+    async def test(case):
+        async with case.driven():
+            case.stream.append(b"data: 1\n\n")
+            case.stream.end()
+            case.stream.break_off()
+        assert case.server.is_whole
+
+    check(test)
+
+
 def test_headers_wait_for_the_first_bytes():
     async def test(case):
         stream, server = case.stream, case.server

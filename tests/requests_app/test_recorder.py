@@ -178,6 +178,19 @@ def test_a_poisoned_end_fails_alone(run, key):
     assert Response.objects.filter(status="failed").count() == 1
 
 
+def test_an_end_is_written_without_what_the_database_refuses_of_the_upstream(run, key):
+    async def test(recorder):
+        opening = make_opening(key, user("hi"))
+        # No driver takes that.
+        await take(recorder, opening, "hello", upstream_response=object(), total_tokens=3)
+        assert recorder.owed == 0
+
+    run(test)
+    row = Response.objects.get()
+    assert (row.status, row.reply.content) == ("completed", '"hello"')
+    assert (row.upstream_response, row.total_tokens) == ("", 0)
+
+
 def test_what_an_upstream_says_never_keeps_an_answer_from_the_record(run, key):
     async def test(recorder):
         await take(
@@ -333,6 +346,39 @@ def test_partials_that_could_not_be_written_come_with_the_next_ones_once(run, ke
         assert [unpack(events) for events in rows] == [[TextDelta("ab")]]
 
     run(test, deadline_s=0.2)
+
+
+def test_partials_that_cannot_be_written_keep_no_others_back(run, key):
+    one, other = one_shots(key, 2)
+
+    async def test(recorder):
+        for opening in (one, other):
+            await recorder.open(opening)
+        recorder.append(one.response_id, [Started(object())])
+        recorder.append(other.response_id, [TextDelta("a")])
+        with pytest.raises(RecorderUnavailable):
+            await recorder.flush()
+        rows = await in_thread(lambda: list(Partial.objects.values_list("events", flat=True)))
+        assert [unpack(events) for events in rows] == [[TextDelta("a")]]
+
+    run(test)
+
+
+def test_periodic_work_outlives_a_fault(run):
+    rounds = []
+
+    async def test(recorder):
+        async def work():
+            rounds.append(None)
+            raise KeyError("a fault")
+
+        task = asyncio.create_task(recorder._every(0.01, work))
+        async with asyncio.timeout(30):
+            while len(rounds) < 2:  # noqa: ASYNC110  # no event tells of a round
+                await asyncio.sleep(0.01)
+        task.cancel()
+
+    run(test)
 
 
 def test_partials_wait_for_no_queue(run, key, monkeypatch):

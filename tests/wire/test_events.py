@@ -76,6 +76,10 @@ def test_packing_again_changes_nothing(items):
     assert pack(unpack(packed)) == packed
 
 
+def test_what_a_later_version_packed_is_passed_over():
+    assert unpack('[["t","a"],["later",1,{"b":2}],["t","c"]]') == [TextDelta("a"), TextDelta("c")]
+
+
 def test_runs_of_text_are_joined():
     items = [TextDelta("a"), TextDelta("b"), TextDelta("c"), ReasoningDelta("d"), TextDelta("e")]
 

@@ -102,6 +102,15 @@ def test_levels_beyond_every_limit_are_counted(levels):
     assert json.is_deeper(nested(levels), 100)
 
 
+@pytest.mark.parametrize("levels", [101, 300, 1000])
+def test_what_could_not_be_written_again_is_refused(levels):
+    body = b'{"a":' * levels + b"1" + b"}" * levels
+    with pytest.raises(json.JSONError):
+        json.refuse_deep(json.loads(body), body)
+    beside = b"[%b]" % b",".join([b'{"a":[]}'] * levels)
+    assert json.refuse_deep(json.loads(beside), beside) == [{"a": []}] * levels
+
+
 @given(st.integers(0, 40), st.integers(17, 45), st.integers(0, 40))
 def test_a_long_integer_is_found_wherever_it_stands(before, digits, after):
     number = int("9" * digits)

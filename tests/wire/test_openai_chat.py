@@ -451,6 +451,9 @@ class TestWholeAnswers:
             pytest.param(b'{"error": {"message": "bad", "code": "x"}}', "x", id="error"),
             pytest.param(b"<html>", "upstream_malformed", id="html"),
             pytest.param(b"", "upstream_empty", id="nothing"),
+            pytest.param(
+                b'{"usage":%b%b}' % (b"[" * 500, b"]" * 500), "upstream_malformed", id="too deep"
+            ),
             pytest.param(b'{"choices": []}', "upstream_empty", id="no-choice"),
         ],
     )

@@ -336,6 +336,7 @@ def test_deltas_without_a_phase_are_the_answer():
     [
         pytest.param(b"{", "malformed", id="not-json"),
         pytest.param(b"\xff", "malformed", id="not-utf8"),
+        pytest.param(b'{"usage":%b%b}' % (b"[" * 500, b"]" * 500), "malformed", id="too deep"),
         pytest.param(
             {"success": False, "data": {"code": "RateLimited", "details": "x", "num": 3}},
             "rate_limited",
