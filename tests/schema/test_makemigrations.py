@@ -55,15 +55,13 @@ FILLED = {
 }
 # Starting Django takes longer than any of these commands: a test's steps are of one process.
 PLAYER = """\
-import json, re, shlex, sys
+import json, re, shlex
 from pathlib import Path
-import django
 from django.core.management import execute_from_command_line
 from django.db import connection
 
-django.setup()
 found = []
-for step in json.loads(sys.argv[1]):
+for step in STEPS:
     newest = max(Path("shop/migrations").glob("0*.py"))
     if isinstance(step, dict):
         text = newest.read_text()
@@ -93,13 +91,7 @@ def play(project, *steps):
 
     Returns what was selected.
     """
-    ended = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PLAYER, json.dumps(steps)],
-        cwd=project.directory,
-        env=project.environ,
-        capture_output=True,
-        text=True,
-    )
+    ended = project.run("shell", "--no-imports", "-c", f"STEPS = {steps!r}\n{PLAYER}")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return json.loads(ended.stdout.splitlines()[-1])
 
