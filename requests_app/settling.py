@@ -68,8 +68,16 @@ def _interrupted(tx: Transaction, row: Any, now: datetime, session_ttl: timedelt
     attempts: list[JSONValue] = []
     tx.execute("SELECT events FROM requests_app_partial WHERE response_id = %s ORDER BY seq", [pk])
     partials = tx.fetchall()
+    is_readable = True
     for (events,) in partials:
-        for event in unpack(events):
+        try:
+            found = unpack(events)
+        except (json.JSONError, LookupError, TypeError) as exc:
+            # It must not keep all others, and the start of the process, from their ends; its row stays.
+            logger.error("a part of %s cannot be read: %s", response_id, exc)
+            is_readable = False
+            continue
+        for event in found:
             answer.add(event)
             if isinstance(event, Asked):
                 attempts.append(event.attempt)
@@ -116,7 +124,7 @@ def _interrupted(tx: Transaction, row: Any, now: datetime, session_ttl: timedelt
         sent=answer.sent,
         chat=_chat(asked, answer),
         upstream_parent_id=started.parent_id,
-        has_partials=bool(partials),
+        has_partials=bool(partials) and is_readable,
     )
 
 

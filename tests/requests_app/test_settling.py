@@ -120,6 +120,26 @@ def test_the_text_so_far_becomes_the_answer(key, settle):
     assert Worker.objects.count() == 0
 
 
+@pytest.mark.parametrize(
+    "events",
+    ['{"t":"x"}', "[[]]", '[["t"]]', "[[{}]]", "[", '[["s",1,2,3,4,5,6]]'],
+)
+def test_a_part_that_cannot_be_read_keeps_no_turn_from_its_end(key, settle, events, caplog):
+    broken, other = one_shots(key, 2)
+    open_all(broken, other)
+    append(broken, [TextDelta("Once ")], [TextDelta("upon ")], [TextDelta("a time")])
+    append(other, [TextDelta("whole")])
+    row = Partial.objects.get(response__response_id=broken.response_id, seq=1)
+    row.events = events
+    row.save()
+    assert settle() == 2
+    replies = Response.objects.order_by("response_id").values_list("status", "reply__content")
+    assert list(replies) == [("interrupted", '"Once a time"'), ("interrupted", '"whole"')]
+    # What is there is left for who can read it.
+    assert Partial.objects.filter(events=events).exists()
+    assert broken.response_id in caplog.text
+
+
 def test_calls_so_far_become_the_answer(key, settle):
     opening = make_opening(key, user("list"))
     open_all(opening)
