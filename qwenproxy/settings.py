@@ -190,6 +190,9 @@ def _database_of(name: str, url: str) -> dict[str, Any]:
             # A network that swallows packets must not hold the recorder beyond its deadline.
             "connect_timeout": 10,
             "tcp_user_timeout": 15_000,
+            # The same of a server that is gone once it has taken a statement; the system's own time is hours.
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
         }
     return database
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sqlite3
 import threading
 import time
@@ -169,3 +171,12 @@ def wrapped(error):
 )
 def test_faults_of_the_database_are_told_from_faults_of_data(error, transient, lost):
     assert (is_transient(error), is_connection_lost(error)) == (transient, lost)
+
+
+def test_a_server_that_is_gone_is_noticed_within_its_time():
+    if connection.vendor != "postgresql":
+        pytest.skip("SQLite has no server")
+    connection.ensure_connection()
+    with socket.socket(fileno=os.dup(connection.connection.fileno())) as wire:
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_USER_TIMEOUT)
+        assert [wire.getsockopt(socket.IPPROTO_TCP, name) for name in options] == [10, 5, 15_000]
