@@ -128,6 +128,8 @@ def test_a_conversation_stays_with_the_account_that_has_its_chat(open_gateway, s
     high = serve_upstream("qwen_web", name="high", priority=1)
     assert "word" in converse(gateway, low.model, messages, "What was your word?")
     assert (len(low.turns), len(high.turns)) == (2, 0)
+    # Waits for the lists that were not read yet.
+    gateway.http.get("/v1/models")
     gateway.ask(low.model, messages=[{"role": "user", "content": "something new"}])
     assert len(high.turns) == 1
 
