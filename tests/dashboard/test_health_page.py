@@ -196,7 +196,8 @@ def test_tables_are_told_with_their_sizes():
     count, data, indexes = found["requests_app_request"]
     assert connection.vendor == "postgresql" or int(count) >= 3
     assert data.endswith("B")
-    assert indexes.endswith("kB")
+    # PostgreSQL's grow with rows that were deleted long ago.
+    assert indexes.endswith(("kB", "MB"))
 
 
 def test_tables_that_take_too_long_are_not_measured(monkeypatch):
