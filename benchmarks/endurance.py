@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -265,7 +264,8 @@ def _beside_prune(data: Path, chats: Callable[[], Reading]) -> Reading:
             if pruning.poll() is not None:
                 raise RuntimeError(f"prune ended with {pruning.returncode} before the reading did")
         finally:
-            pruning.send_signal(signal.SIGINT)
+            # Not by SIGINT: what a shell runs in the background is deaf to it.
+            pruning.terminate()
             pruning.wait(60)
     return reading
 

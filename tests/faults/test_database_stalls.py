@@ -21,7 +21,8 @@ from tests.faults.torture import SERVER, new_database
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 _LOCKED_S = 10.0
 _CONVERSATIONS = 12
-_TABLES = "requests_app_request, requests_app_response, sessions_app_session, sessions_app_message"
+# One alone: whoever waits for the second of two may stand in another's way, and a deadlock ends one of them.
+_TABLE = "requests_app_response"
 
 
 @contextlib.contextmanager
@@ -37,7 +38,7 @@ def locked(database_url: str) -> Iterator[None]:
             other.close()
         return
     with psycopg.connect(database_url) as server:
-        server.execute(f"LOCK TABLE {_TABLES} IN ACCESS EXCLUSIVE MODE")
+        server.execute(f"LOCK TABLE {_TABLE} IN ACCESS EXCLUSIVE MODE")
         yield
 
 
