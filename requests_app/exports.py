@@ -55,6 +55,10 @@ _MAX_IDS = 200
 # What spreadsheets would take for the beginning of a formula.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
+_SESSION_COLUMNS = (
+    "id", "title", "api_key_id", "user_id", "external_id", "created_at", "last_accessed", "request_count",
+)  # fmt: skip
+
 # Bytes, and the rows that end in them.
 Piece = tuple[bytes, int]
 # Columns of some rows.
@@ -322,8 +326,10 @@ def _without_bodies(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _session_lines(chunks: Iterator[Chunk]) -> Iterator[Piece]:
+    names = _Names(ApiKey)
     for pks in _bodies(chunks):
-        sessions = Session.objects.select_related("api_key").in_bulk(pks)
+        found = Session.objects.filter(pk__in=pks).values(*_SESSION_COLUMNS)
+        sessions = {row["id"]: {**row, "api_key": names[row["api_key_id"]]} for row in found}
         ids: dict[str, list[int]] = {pk: [] for pk in pks if pk in sessions}
         rows = Message.objects.filter(session__in=list(ids)).order_by("id")
         for session_id, message_id in rows.values_list("session_id", "id"):
@@ -334,24 +340,26 @@ def _session_lines(chunks: Iterator[Chunk]) -> Iterator[Piece]:
         yield b"", 0
 
 
-def _session_line(session: Session, rows: Iterator[Mapping[str, Any] | None]) -> Iterator[Piece]:
+def _session_line(
+    session: Mapping[str, Any], rows: Iterator[Mapping[str, Any] | None]
+) -> Iterator[Piece]:
     """One session, in pieces: all of its messages may be more than is good to hold."""
     head = {
-        "id": session.id,
-        "title": session.title,
-        "api_key": session.api_key.name,
-        "user": session.user_id,
-        "external_id": session.external_id,
-        "created_at": _cell(session.created_at),
-        "last_activity": _cell(session.last_accessed),
-        "requests": session.request_count,
+        "id": session["id"],
+        "title": session["title"],
+        "api_key": session["api_key"],
+        "user": session["user_id"],
+        "external_id": session["external_id"],
+        "created_at": _cell(session["created_at"]),
+        "last_activity": _cell(session["last_accessed"]),
+        "requests": session["request_count"],
     }
     yield json.dumps(head)[:-1] + b',"messages":[', 0
     separator = b""
     while some := list(itertools.islice(rows, _CHUNK_MESSAGES)):
         found = [row for row in some if row is not None]
         stored = [decode_content(row["role"], row["content"]) for row in found]
-        for row, body in zip(found, restore(stored, session.api_key_id), strict=True):
+        for row, body in zip(found, restore(stored, session["api_key_id"]), strict=True):
             yield separator + json.dumps(_message(row, body)), 0
             separator = b","
     yield b"]}\n", 1
