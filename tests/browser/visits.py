@@ -20,6 +20,9 @@ _COLOURS = ("color-contrast", "link-in-text-block")
 # Elements and effects that only a payload that ran could have made.
 _IS_INERT = """() => window.pwned === undefined
   && !document.querySelector('[src="x-pwned"], svg[onload], [onerror], script:not([src], [type])')"""
+_SIDEWAYS = """() => Math.max(...[document.documentElement,
+  ...[...document.querySelectorAll('.as-cards')].flatMap(table => [table, table.parentElement])]
+  .map(element => element.scrollWidth - element.clientWidth))"""
 
 
 @dataclass
@@ -73,10 +76,8 @@ def is_inert(page: Any) -> bool:
 
 
 def sideways(page: Any) -> int:
-    """Pixels that the page can be scrolled to the side."""
-    return page.evaluate(
-        "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    )
+    """Pixels that the page can be scrolled to the side, or a table in it whose rows are cards."""
+    return page.evaluate(_SIDEWAYS)
 
 
 def settled(page: Any) -> None:
