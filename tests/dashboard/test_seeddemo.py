@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 from datetime import UTC, datetime, timedelta
 from random import Random
 
@@ -11,6 +12,7 @@ from django.core.management import CommandError, call_command
 from qwenproxy.access.models import ApiKey, KeyUsage, UpstreamAccount
 from qwenproxy.dashboard import demo_data
 from qwenproxy.dashboard.demo_talks import Plan, make_large_talk
+from qwenproxy.management.commands import seeddemo
 from qwenproxy.wire import history
 from requests_app.figures import Reader
 from requests_app.models import Request, Response
@@ -33,7 +35,9 @@ def seed(*arguments: str, tty: bool = False):
     return out.getvalue(), err.getvalue()
 
 
-def test_rows_are_those_the_recorder_would_write():
+def test_rows_are_those_the_recorder_would_write(monkeypatch):
+    # A slow machine would have a line for the log.
+    monkeypatch.setattr(seeddemo, "_HEARTBEAT_S", math.inf)
     out, err = seed("--requests", "120", "--days", "2")
     assert out.startswith("Made 120 requests in ")
     assert err == ""
@@ -134,8 +138,13 @@ def test_an_interrupted_run_says_what_stays(monkeypatch):
     assert ended.value.returncode == 130
 
 
-def test_a_terminal_sees_a_bar_and_a_log_nothing_much():
+def test_a_terminal_sees_a_bar():
     assert "█" in seed("--requests", "5", tty=True)[1]
+
+
+def test_a_log_sees_a_line_now_and_then(monkeypatch):
+    monkeypatch.setattr(seeddemo, "_HEARTBEAT_S", -1.0)
+    assert "5 of 5 requests\n" in seed("--requests", "5")[1]
 
 
 @pytest.mark.parametrize(
