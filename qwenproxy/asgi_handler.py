@@ -42,9 +42,10 @@ _EXPOSED = ", ".join(
     (
         "x-request-id, request-id, x-session-id, retry-after, retry-after-ms, x-qwenproxy-ignored",
         *(
-            f"x-ratelimit-{what}-{of}"
+            name
             for what in ("limit", "remaining", "reset")
             for of in ("requests", "tokens")
+            for name in (f"x-ratelimit-{what}-{of}", f"anthropic-ratelimit-{of}-{what}")
         ),
     )
 )

@@ -118,7 +118,7 @@ class Allowance:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What OpenAI's `x-ratelimit` headers say of a key; of its token limits, the nearest."""
+    """What OpenAI's and Anthropic's headers of limits say of a key; of its token limits, the nearest."""
 
     requests: Allowance | None = None
     tokens: Allowance | None = None
@@ -130,7 +130,13 @@ class Standing:
             if allowance is not None:
                 headers[f"x-ratelimit-limit-{name}"] = str(allowance.limit)
                 headers[f"x-ratelimit-remaining-{name}"] = str(allowance.remaining)
-                headers[f"x-ratelimit-reset-{name}"] = duration(allowance.reset_s - elapsed_s)
+                reset_s = max(allowance.reset_s - elapsed_s, 0.0)
+                headers[f"x-ratelimit-reset-{name}"] = duration(reset_s)
+                # Anthropic's clients read these, with the time itself (RFC 3339).
+                anthropic = f"anthropic-ratelimit-{name}"
+                headers[f"{anthropic}-limit"] = str(allowance.limit)
+                headers[f"{anthropic}-remaining"] = str(allowance.remaining)
+                headers[f"{anthropic}-reset"] = _moment(time.time() + reset_s)
         return headers
 
 
@@ -335,6 +341,12 @@ class Refusals:
 
 def _remembered_until_s(refusal: Refusal) -> float:
     return refusal.decided_s + min(refusal.frees_in_s or 0.0, _REMEMBERED_S)
+
+
+def _moment(timestamp_s: float) -> str:
+    """The next whole second as RFC 3339 writes it: no client that waits for it is early."""
+    moment = datetime.fromtimestamp(math.ceil(timestamp_s), UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def duration(seconds: float) -> str:

@@ -46,3 +46,5 @@ class Dialect:
     error_body: Callable[[GatewayError], JSONObject] = to_openai_error
     # Puts log probabilities into a whole answer; null where the protocol has no place for them.
     add_logprobs: Callable[[JSONObject, JSONObject], None] | None = None
+    # Names in a whole answer the stop text that ended it.
+    mark_stop: Callable[[JSONObject, str], None] | None = None

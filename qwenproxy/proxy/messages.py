@@ -76,4 +76,10 @@ def _dialect(body: MessagesBody) -> Dialect:
             usage=usage,
         )
 
-    return Dialect("msg_", make_encoder, whole, to_anthropic_error)
+    return Dialect(
+        "msg_",
+        make_encoder,
+        whole,
+        to_anthropic_error,
+        mark_stop=anthropic_messages.mark_stop,
+    )

@@ -516,6 +516,8 @@ class Turn:
             )
             if self.answer.logprobs is not None and self.dialect.add_logprobs is not None:
                 self.dialect.add_logprobs(whole, self.answer.logprobs)
+            if self.answer.stop_text is not None and self.dialect.mark_stop is not None:
+                self.dialect.mark_stop(whole, self.answer.stop_text)
             self.client.append(json.dumps(whole))
         self.client.end()
 

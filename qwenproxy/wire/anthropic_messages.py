@@ -11,7 +11,14 @@ from collections.abc import Sequence
 
 from qwenproxy.wire import json, sse
 from qwenproxy.wire.anthropic_bodies import SIGNATURE, tool_use
-from qwenproxy.wire.events import Event, ReasoningDelta, TextDelta, ToolCallDelta, UsageReport
+from qwenproxy.wire.events import (
+    Event,
+    Finished,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+    UsageReport,
+)
 from qwenproxy.wire.json import JSONObject, JSONValue
 
 _STOP_REASONS = {
@@ -54,6 +61,7 @@ class MessageEncoder:
         self._looks = 0
         self._closed_calls: set[int] = set()
         self._waiting: list[Event] = []
+        self._stop_text: str | None = None
 
     def encode(self, events: Sequence[Event]) -> bytes:
         out: list[bytes] = []
@@ -73,6 +81,8 @@ class MessageEncoder:
                 self._feed(event, out)
         self._close(out)
         delta: JSONObject = {"stop_reason": stop_reason(reason), "stop_sequence": None}
+        if self._stop_text is not None:
+            mark_stop(delta, self._stop_text)
         end: JSONObject = {"delta": delta}
         end["usage"] = _usage_object(usage or UsageReport(0, 0, 0))
         out += (_event("message_delta", end), _event("message_stop", {}))
@@ -89,6 +99,8 @@ class MessageEncoder:
         return b"".join((*out, _PING))
 
     def _feed(self, event: Event, out: list[bytes]) -> None:
+        if isinstance(event, Finished):
+            self._stop_text = event.stop_text
         if not isinstance(event, TextDelta | ReasoningDelta | ToolCallDelta):
             return
         if isinstance(event, ReasoningDelta) and not self._thinking:
@@ -179,6 +191,12 @@ def _event(name: str, members: JSONObject) -> bytes:
 def stop_reason(finish_reason: str) -> str:
     """Anthropic's word for OpenAI's `finish_reason`."""
     return _STOP_REASONS.get(finish_reason, "end_turn")
+
+
+def mark_stop(answer: JSONObject, stop_text: str) -> None:
+    """Name the stop text that ended an answer; one that calls a tool says that instead."""
+    if answer["stop_reason"] == "end_turn":
+        answer |= {"stop_reason": "stop_sequence", "stop_sequence": stop_text}
 
 
 def _usage_object(usage: UsageReport) -> JSONObject:

@@ -149,6 +149,8 @@ class Finished:
     reason: str
     # The upstream wrote more than was handed on, so a chat that it keeps cannot go on from here.
     is_cut: bool = False
+    # Which of the request's stop texts ended it, where that is known.
+    stop_text: str | None = None
 
 
 Event: TypeAlias = (
@@ -183,6 +185,7 @@ class Accumulator:
     usage: UsageReport | None = None
     finish_reason: str | None = None
     is_cut: bool = False
+    stop_text: str | None = None
     tool_calls: dict[int, ToolCall] = field(default_factory=dict)
     logprobs: JSONObject | None = None
     # Whole answers that were not handed on, as the model wrote them, and why.
@@ -214,9 +217,10 @@ class Accumulator:
             case Again(cause):
                 self.refused.append({"text": self.raw_text, "cause": cause})
                 self._raw = []
-            case Finished(reason, is_cut):
+            case Finished(reason, is_cut, stop_text):
                 self.finish_reason = reason
                 self.is_cut = is_cut
+                self.stop_text = stop_text
 
     def _add_tool_call(self, delta: ToolCallDelta) -> None:
         call = self.tool_calls.get(delta.index)
@@ -332,6 +336,7 @@ def _row(event: Event) -> list[JSONValue]:
         case Again(cause):
             return ["n", cause]
         case Finished(reason, is_cut):
+            # Not the stop text: no recovered answer is encoded, and versions before could not read it.
             return ["f", reason, True] if is_cut else ["f", reason]
         case Asked():
             return ["a", event.account_id, event.upstream, event.attempt]

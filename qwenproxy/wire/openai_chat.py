@@ -108,6 +108,7 @@ class ChatStreamDecoder:
         self._has_content = False
         self._calls: list[_Call] = []
         self._finish_reason: str | None = None
+        self._stop_text: str | None = None
         self._usage: UsageReport | None = None
 
     @property
@@ -194,6 +195,9 @@ class ChatStreamDecoder:
             self._read_text(text, events)
         if reason := choice.get("finish_reason"):
             self._finish_reason = str(reason)
+            # vLLM's and SGLang's names for the stop text; numbers there are tokens.
+            matched = choice.get("stop_reason") or choice.get("matched_stop")
+            self._stop_text = matched if isinstance(matched, str) else None
         if error := choice.get("error"):
             events += self._fail(read_error({"error": error}) or StreamError(str(error)))
 
@@ -299,7 +303,8 @@ class ChatStreamDecoder:
                 events.append(ToolCallDelta(call.index, arguments="{}"))
         if self._usage is not None:
             events.append(self._usage)
-        events.append(Finished(reason))
+        stop_text = self._stop_text if reason == "stop" else None
+        events.append(Finished(reason, stop_text=stop_text))
         self.is_done = True
         return events
 

@@ -70,12 +70,13 @@ class StopReader:
 
     def _feed(self, text: str, read: list[Event]) -> None:
         data = self._held + text
-        found = [(at + len(stop), at) for stop in self._texts if (at := data.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._texts if (at := data.find(stop)) >= 0]
         if found:
-            _, cut = min(found)
+            _, cut, stop = min(found)
             self._held = data[:cut]
             self._flush(read)
-            read.append(Finished("tool_calls" if self._has_calls else "stop", is_cut=True))
+            reason = "tool_calls" if self._has_calls else "stop"
+            read.append(Finished(reason, is_cut=True, stop_text=stop))
             self.is_done = True
             return
         keep = max(_beginning(data, stop) for stop in self._texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -404,9 +405,15 @@ def test_a_limited_key_hears_it_in_anthropics_form(open_gateway, upstream):
     gateway = open_gateway()
     ApiKey.objects.update(requests_per_minute=1)
     auth.invalidate()
-    assert ask(gateway, upstream.model).status_code == 200
+    first = ask(gateway, upstream.model)
+    assert first.status_code == 200
     answer = ask(gateway, upstream.model, stream=True)
     assert (answer.status_code, answer.json()["error"]["type"]) == (429, "rate_limit_error")
+    for told in (first, answer):
+        assert told.headers["anthropic-ratelimit-requests-limit"] == "1"
+        assert told.headers["anthropic-ratelimit-requests-remaining"] == "0"
+        reset = datetime.fromisoformat(told.headers["anthropic-ratelimit-requests-reset"])
+        assert 0 < (reset - datetime.now(UTC)).total_seconds() <= 62
     assert int(answer.headers["retry-after"]) >= 1
 
 
@@ -476,3 +483,16 @@ def test_an_upstreams_failure_is_anthropics_api_error(open_gateway, serve_upstre
         upstream.enqueue(Reply(status=500, body={"error": {"message": "no"}}))
     answer = ask(open_gateway(UPSTREAM_RETRIES=0), upstream.model)
     assert (answer.status_code, answer.json()["error"]["type"]) == (502, "api_error")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_stop_sequence_that_ended_a_message_is_named(open_gateway, serve_upstream, streamed):
+    served, gateway = serve_upstream("qwen_web"), open_gateway()
+    served.enqueue(Reply(text="one END two"))
+    fields = {"stop_sequences": ["STOP", "END"]}
+    if streamed:
+        message = folded(stream(gateway, served.model, **fields))
+    else:
+        message = ask(gateway, served.model, **fields).json()
+    assert message["content"][0]["text"] == "one "
+    assert (message["stop_reason"], message["stop_sequence"]) == ("stop_sequence", "END")

@@ -158,7 +158,10 @@ def test_of_several_token_limits_the_nearest_is_told():
     limits = Limits(tokens_per_minute=100, tokens_per_day=500, tokens_per_month=10_000)
     used = Used(tokens=20, newest=NOON.minute, day=450, month=5000)
     headers = standing(limits, used, NOON).headers()
+    assert headers.pop("anthropic-ratelimit-tokens-reset").endswith("Z")
     assert headers == {
+        "anthropic-ratelimit-tokens-limit": "500",
+        "anthropic-ratelimit-tokens-remaining": "50",
         "x-ratelimit-limit-tokens": "500",
         "x-ratelimit-remaining-tokens": "50",
         "x-ratelimit-reset-tokens": "12h0m0s",

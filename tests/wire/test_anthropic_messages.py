@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qwenproxy.wire import anthropic_bodies, anthropic_messages, history
 from qwenproxy.wire.anthropic_bodies import SIGNATURE, FieldError, to_body, to_chat, user_of
-from qwenproxy.wire.anthropic_messages import MessageEncoder, whole_message
+from qwenproxy.wire.anthropic_messages import MessageEncoder, mark_stop, whole_message
 from qwenproxy.wire.events import (
     Accumulator,
     Event,
@@ -573,3 +573,9 @@ def test_a_call_that_was_cut_is_not_made_with_other_arguments():
             usage=None,
         )
         assert [block["input"] for block in message["content"]] == inputs
+
+
+def test_a_call_of_a_tool_is_told_before_a_stop_text():
+    answer = {"stop_reason": "tool_use", "stop_sequence": None}
+    mark_stop(answer, "END")
+    assert answer == {"stop_reason": "tool_use", "stop_sequence": None}

@@ -142,3 +142,8 @@ def test_content_is_null_where_there_are_only_calls():
     assert add_up([ToolCallDelta(0, "a", "f", "{}")]).message()["content"] is None
     assert add_up([]).message() == {"role": "assistant", "content": ""}
     assert not add_up([TextDelta("")]).has_content
+
+
+def test_what_is_kept_of_a_running_answer_stays_readable_by_versions_before():
+    kept = pack([Finished("stop", is_cut=True, stop_text="END")])
+    assert unpack(kept) == [Finished("stop", is_cut=True)]

@@ -725,3 +725,18 @@ def test_without_thinking_a_message_has_no_member_for_it():
         "content": "Hi",
         "refusal": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("members", "stop_text"),
+    [
+        pytest.param({"stop_reason": "END"}, "END", id="vllm"),
+        pytest.param({"matched_stop": "END"}, "END", id="sglang"),
+        pytest.param({"stop_reason": 151645}, None, id="a-token"),
+    ],
+)
+def test_the_stop_text_that_a_server_names_is_told(members, stop_text):
+    chunk = json.loads(make_chunk({"content": "a"}, "stop"))
+    chunk["choices"][0] |= members
+    events, _ = feed(json.dumps(chunk).encode())
+    assert events[-1] == Finished("stop", stop_text=stop_text)

@@ -52,7 +52,10 @@ def test_the_cut_is_the_same_wherever_the_text_is_cut(text, stops, cuts):
     if expected is None:
         assert (said, rest, is_done) == (text, END, False)
     else:
-        assert (said, rest, is_done) == (text[:expected], [Finished("stop", is_cut=True)], True)
+        [end] = rest
+        assert end.stop_text in stops
+        assert text.startswith(end.stop_text, expected)
+        assert (said, end.reason, end.is_cut, is_done) == (text[:expected], "stop", True, True)
 
 
 def test_no_more_is_held_back_than_could_be_a_stop_text():
@@ -73,7 +76,7 @@ def test_neither_reasoning_nor_arguments_are_looked_at():
 def test_an_answer_with_calls_still_ends_for_them():
     events = [ToolCallDelta(0, "c", "f", "{}"), TextDelta("then END")]
     _, rest, _ = read(["END"], list(events))
-    assert rest[-1] == Finished("tool_calls", is_cut=True)
+    assert rest[-1] == Finished("tool_calls", is_cut=True, stop_text="END")
 
 
 @pytest.mark.parametrize(
