@@ -203,10 +203,13 @@ class Reader:
         # The form in which `keeping.KeepMetadata` stores a message.
         text = self._missing if is_bare(body) else text_of(body)
         if message.role in _TOOL_ROLES:
+            if not is_bare(body):
+                text = _result_text(body)
             cut_from = message.cut_from
             fold = self._cutter.fold(
                 "Tool result", size(text, cut_from), text, name, "tool", cut_from
             )
+            fold = replace(fold, pictures=_pictures(message))
             block.kind, block.folds = "tool", [fold]
             return block
         if message.role in ("system", "developer"):
@@ -286,10 +289,12 @@ class Reader:
         written = arguments if isinstance(arguments, str) else pretty(arguments)
         texts = [("Arguments", self._cutter.text(written, f"{name}-a"))]
         result, length = _take(call.get("id"), results), ""
+        pictures: Sequence[str] = ()
         if result is not None:
             text = self._missing if is_bare(result.body) else _result_text(result.body)
             texts.append(("Result", self._cutter.text(text, f"{name}-r", result.cut_from)))
             length = size(text, result.cut_from)
+            pictures = _pictures(result)
         label = Truncator(json.plain(str(function.get("name")))).chars(60)
         return Fold(
             label,
@@ -299,6 +304,7 @@ class Reader:
             summary=_signature(arguments),
             result=length,
             is_open=self._cutter.is_shown(texts),
+            pictures=pictures,
         )
 
     def _failure(self, row: Mapping[str, Any]) -> Block:
@@ -354,6 +360,12 @@ def _result_text(body: JSONObject) -> str:
     ):
         return pretty(described(body)["content"])
     return text
+
+
+def _pictures(message: Head) -> list[str]:
+    """Where the images of a tool's result are shown."""
+    found = attachments.references(message.body.get("content"))
+    return [url for facts in found if (url := picture_url(message.pk, facts))]
 
 
 def _parsed(arguments: JSONValue) -> JSONValue:

@@ -181,6 +181,17 @@ def test_the_transcript_names_files_without_reading_them(key, admin_client):
     assert PIXEL[:40] not in text
 
 
+@pytest.mark.parametrize("call_id", ["c1", "nobodys"])
+def test_the_transcript_shows_the_pictures_of_a_tools_result(key, admin_client, call_id):
+    function = {"name": "look", "arguments": "{}"}
+    call = {"id": "c1", "type": "function", "function": function}
+    asked = {"role": "assistant", "content": None, "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": call_id, "content": picture()["content"]}
+    opened = take_turn(key, user("Look"), asked, result)
+    url = picture_of(admin_client, opened.session_id)[1]
+    assert admin_client.get(url)["Content-Type"] == "image/png"
+
+
 def picture_of(client, session_id):
     text = client.get(f"/admin/sessions_app/session/{session_id}/change/").content.decode()
     return re.search(r'<img class="picture" src="([^"]+)"', text)
