@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+
 from django.http import HttpResponse
 from django.http.response import HttpResponseBase
 
-from qwenproxy.errors import to_anthropic_error
+from qwenproxy.errors import GatewayError, to_anthropic_error
 from qwenproxy.proxy import schemas_messages
 from qwenproxy.proxy.chat import caller_of
 from qwenproxy.proxy.dialect import Dialect
@@ -46,6 +49,15 @@ def _input_tokens(body: MessagesBody) -> int:
     return estimated_usage(body, Accumulator()).prompt_tokens
 
 
+def _error_body(places: Mapping[str, str], error: GatewayError) -> JSONObject:
+    """Name a file as the client did: upstreams know the chat form alone."""
+    body = to_anthropic_error(error)
+    place, told = places.get(error.param or ""), body["error"]
+    if place is not None and error.param and isinstance(told, dict):
+        told["message"] = str(told["message"]).replace(error.param, place)
+    return body
+
+
 def _dialect(body: MessagesBody) -> Dialect:
     def make_encoder(
         *, response_id: str, model: str, created: int, include_usage: bool
@@ -80,6 +92,6 @@ def _dialect(body: MessagesBody) -> Dialect:
         "msg_",
         make_encoder,
         whole,
-        to_anthropic_error,
+        partial(_error_body, body.places) if body.places else to_anthropic_error,
         mark_stop=anthropic_messages.mark_stop,
     )

@@ -23,6 +23,8 @@ class MessagesBody(Body):
     unmapped: JSONObject = field(default_factory=dict)
     # The client asked for the model's thinking.
     thinking: bool = False
+    # Path of a file in the chat form -> its path in what was sent.
+    places: dict[str, str] = field(default_factory=dict)
 
     def recorded_parameters(self) -> JSONObject:
         """The body without what is stored apart, and what that form lost."""
@@ -68,6 +70,7 @@ def _read(sent: JSONObject) -> MessagesBody:
         tools=chat.tools or None,
         parameters=chat.parameters,
         unmapped=chat.unmapped,
+        places=chat.places,
         thinking=isinstance(thinking, dict)
         and thinking.get("type") != "disabled"
         and thinking.get("display") != "omitted",

@@ -56,6 +56,10 @@ class ChatForm:
     parameters: JSONObject = field(default_factory=dict)
     # Path in the body -> what the chat form has no place for.
     unmapped: JSONObject = field(default_factory=dict)
+    # Path of a file in the chat form -> its path in the body, for errors that upstreams tell.
+    places: dict[str, str] = field(default_factory=dict)
+    # The parts that hold files, with their paths in the body.
+    _files: list[tuple[JSONObject, str]] = field(default_factory=list)
 
 
 def to_chat(sent: JSONObject) -> ChatForm:
@@ -73,7 +77,19 @@ def to_chat(sent: JSONObject) -> ChatForm:
         _read_message(message, f"messages.{index}", form)
     _read_tools(sent.get("tools"), form)
     form.parameters = _parameters(sent, has_tools=bool(form.tools))
+    if form._files:
+        _place_files(form)
     return form
+
+
+def _place_files(form: ChatForm) -> None:
+    """Note where files are now: results of tools and the system's text move what is behind them."""
+    paths = {id(part): path for part, path in form._files}
+    for index, message in enumerate(form.messages):
+        content = message.get("content")
+        for position, part in enumerate(content if isinstance(content, list) else ()):
+            if isinstance(part, dict) and (path := paths.get(id(part))):
+                form.places[f"messages.{index}.content.{position}.{part['type']}"] = path
 
 
 def _keep(form: ChatForm, item: JSONObject, path: str, *known: str) -> None:
@@ -203,7 +219,9 @@ def _part(block: JSONObject, path: str, kind: str, form: ChatForm) -> JSONObject
     if kind == "image":
         _keep(form, block, path, "type", "source")
         url = _image_url(block.get("source"), f"{path}.source")
-        return {"type": "image_url", "image_url": {"url": url}}
+        part: JSONObject = {"type": "image_url", "image_url": {"url": url}}
+        form._files.append((part, f"{path}.source"))
+        return part
     if kind == "document":
         _keep(form, block, path, "type", "source", "title")
         return _document(block, f"{path}.source", form)
@@ -231,7 +249,9 @@ def _document(block: JSONObject, path: str, form: ChatForm) -> JSONObject:
     name = title if isinstance(title, str) and title else "document"
     if kind == "base64":
         data = f"data:{_text(source, 'media_type', path)};base64,{_text(source, 'data', path)}"
-        return {"type": "file", "file": {"filename": name, "file_data": data}}
+        part: JSONObject = {"type": "file", "file": {"filename": name, "file_data": data}}
+        form._files.append((part, path))
+        return part
     if kind == "text":
         text = _text(source, "data", path)
     else:
@@ -370,6 +390,8 @@ def _output(sent: JSONObject) -> JSONObject:
         parameters["reasoning_effort"] = _EFFORTS[effort]
     wanted = config.get("format") or sent.get("output_format")
     if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
+        if not isinstance(wanted.get("schema"), dict):
+            raise FieldError("output_config.format.schema", "must be an object")
         schema: JSONObject = {"name": "answer", "schema": wanted.get("schema")}
         parameters["response_format"] = {"type": "json_schema", "json_schema": schema}
     elif wanted:

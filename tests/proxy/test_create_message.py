@@ -496,3 +496,33 @@ def test_the_stop_sequence_that_ended_a_message_is_named(open_gateway, serve_ups
         message = ask(gateway, served.model, **fields).json()
     assert message["content"][0]["text"] == "one "
     assert (message["stop_reason"], message["stop_sequence"]) == ("stop_sequence", "END")
+
+
+@pytest.mark.parametrize("in_result", [False, True])
+def test_a_file_that_the_web_refuses_is_named_as_it_was_sent(
+    open_gateway, serve_upstream, in_result
+):
+    served, gateway = serve_upstream("qwen_web"), open_gateway()
+    source = {"type": "base64", "media_type": "image/png", "data": "%%%"}
+    block: Any = {"type": "image", "source": source}
+    place = "messages.2.content.1.source"
+    if in_result:
+        block = {"type": "tool_result", "tool_use_id": "a", "content": [block]}
+        place = "messages.2.content.1.content.0.source"
+    call = {"type": "tool_use", "id": "a", "name": "read_file", "input": {}}
+    messages = [
+        *HELLO,
+        {"role": "assistant", "content": [call]},
+        {"role": "user", "content": [{"type": "text", "text": "See"}, block]},
+    ]
+    answer = ask(gateway, served.model, messages, system="Be brief.")
+    assert (answer.status_code, served.turns) == (400, [])
+    assert answer.json()["error"]["message"] == f"{place}: it is not base64."
+
+
+def test_a_format_without_a_schema_is_named(open_gateway, serve_upstream):
+    served = serve_upstream("openai_compatible")
+    wanted = {"format": {"type": "json_schema", "schema": 5}}
+    answer = ask(open_gateway(), served.model, output_config=wanted)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("output_config.format.schema: ")
