@@ -12,7 +12,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import TypeAlias
@@ -26,7 +26,9 @@ from qwenproxy.errors import (
     UpstreamRateLimited,
 )
 from qwenproxy.proxy.account_health import AccountHealth, Standing
+from qwenproxy.upstream import parameters
 from qwenproxy.upstream.protocol import Upstream
+from qwenproxy.wire.json import JSONObject
 
 logger = logging.getLogger(__name__)
 
@@ -233,6 +235,16 @@ class Route:
     thinking: bool | None = None
     # False: no list has it; they may serve it all the same.
     is_listed: bool = True
+
+    def taking(self, asked: JSONObject) -> Route:
+        """Leave out accounts that would refuse these parameters, where others take them.
+
+        Where none does, one of them is asked, so that its refusal names the parameter and is on record.
+        """
+        if len(self.lanes) < 2:
+            return self
+        lanes = [ln for ln in self.lanes if parameters.takes(ln.upstream.account.kind, asked)]
+        return replace(self, lanes=lanes) if 0 < len(lanes) < len(self.lanes) else self
 
     def others(self, failed: Sequence[Lane]) -> list[Lane]:
         """Those that may be asked and have not failed this turn."""

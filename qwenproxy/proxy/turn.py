@@ -124,6 +124,7 @@ class Turn:
     _has_end: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
+        self.route = self.route.taking(self.body.parameters)
         self._reasoning = self._read_reasoning()
         self.request_id = f"req_{uuid4().hex}"
         self.response_id = f"{self.dialect.id_prefix}{uuid4().hex}"

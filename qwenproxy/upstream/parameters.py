@@ -91,7 +91,7 @@ def refuse(kind: Kind, parameters: JSONObject) -> None:
         InvalidRequest: naming the parameter, and the kinds that take it.
     """
     for name, value in parameters.items():
-        if treatment(kind, name) == "refused" and _asks(name, value):
+        if _is_refused(kind, name, value):
             takers = [other for other in KINDS if treatment(other, name) == "passed"]
             raise InvalidRequest(
                 f"{name} is not supported by this upstream ({kind}); use a model of an account of the"
@@ -99,6 +99,11 @@ def refuse(kind: Kind, parameters: JSONObject) -> None:
                 param=name,
                 code="unsupported_parameter",
             )
+
+
+def takes(kind: Kind, parameters: JSONObject) -> bool:
+    """Whether this kind of upstream refuses none of a request's parameters."""
+    return not any(_is_refused(kind, name, value) for name, value in parameters.items())
 
 
 def ignored(kind: Kind, parameters: JSONObject) -> list[str]:
@@ -111,6 +116,10 @@ def ignored(kind: Kind, parameters: JSONObject) -> list[str]:
         if treatment(kind, name) == "ignored" and _asks(name, value) and _NAME.fullmatch(name)
     ]
     return named[:_MAX_NAMED]
+
+
+def _is_refused(kind: Kind, name: str, value: JSONValue) -> bool:
+    return treatment(kind, name) == "refused" and _asks(name, value)
 
 
 def _asks(name: str, value: JSONValue) -> bool:

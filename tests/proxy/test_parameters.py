@@ -148,6 +148,58 @@ def test_a_refusal_is_on_record(open_gateway, serve):
     assert row.response.error_code == "unsupported_parameter"
 
 
+@pytest.fixture
+def mixed(serve_upstream):
+    """A web session and an own server that serve the same model; the web session is the first choice."""
+    native = serve_upstream("openai_compatible", name="native", priority=2)
+    web = serve_upstream("qwen_web", name="web", priority=1)
+    native.double.models = (web.model,)
+    return web, native
+
+
+def test_of_mixed_accounts_one_that_takes_the_parameters_answers(open_gateway, mixed):
+    web, native = mixed
+    gateway = open_gateway()
+    answer = gateway.ask(web.model, logprobs=True, seed=7)
+    assert answer.status_code == 200
+    assert "x-qwenproxy-ignored" not in answer.headers
+    assert (len(web.turns), len(native.turns)) == (0, 1)
+    answer = gateway.ask(web.model, logprobs=False, seed=7)
+    assert answer.headers["x-qwenproxy-ignored"] == "seed"
+    assert (len(web.turns), len(native.turns)) == (1, 1)
+
+
+def test_the_failure_of_one_that_takes_the_parameters_is_told(open_gateway, mixed):
+    web, native = mixed
+    native.enqueue(Reply(status=429, body={"error": {"message": "no"}}))
+    answer = open_gateway().ask(web.model, logprobs=True)
+    assert answer.status_code == 429
+    assert web.turns == []
+
+
+def test_what_no_account_takes_is_refused_by_name(open_gateway, serve_upstream):
+    served = serve_upstream("qwen_web", name="one")
+    serve_upstream("qwen_web", name="two")
+    answer = open_gateway().ask(served.model, logprobs=True)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "logprobs")
+
+
+@pytest.mark.parametrize("first_fails", [False, True])
+def test_a_parameter_is_emulated_for_the_account_that_answers(open_gateway, mixed, first_fails):
+    web, native = mixed
+    if first_fails:
+        web.enqueue(Reply(status=429, body={"error": {"message": "no"}}))
+    text = '{"a": 1}'
+    (native if first_fails else web).enqueue(text)
+    schema = {"type": "json_object"}
+    answer = open_gateway().ask(web.model, response_format=schema, stop=["}{"], seed=1)
+    assert answer.json()["choices"][0]["message"]["content"] == text
+    assert answer.headers.get("x-qwenproxy-ignored") == (None if first_fails else "seed")
+    if first_fails:
+        sent = native.turns[-1].body
+        assert (sent["response_format"], sent["seed"]) == (schema, 1)
+
+
 def test_an_agents_usual_parameters_are_named_on_a_stream_too(open_gateway, serve):
     model, _ = serve("qwen_web")
     with open_gateway().open_stream(model, temperature=0, max_tokens=100) as answer:
